@@ -1,0 +1,1 @@
+"""Machines: what they are, what they cost, how they come and go. Imports neither `orchestrator` nor `trainer`."""
