@@ -7,7 +7,7 @@ BIN    := .venv/bin
 .PHONY: demo test check docs bench constraints clean
 
 demo: .venv/ready
-	$(BIN)/orchestrate launch demo --provider local --yes
+	$(BIN)/orchestrate launch --name demo --provider local --yes
 
 test: .venv/ready
 	$(BIN)/python -m pytest

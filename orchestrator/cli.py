@@ -1,0 +1,482 @@
+"""The command line. Commands of a dozen lines; the only place that prints and exits.
+
+Heavy modules are imported inside the commands: `orchestrate --help` answers in a blink.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.errors import OrchestrateError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
+    from orchestrator.report import Terminal
+    from orchestrator.store import Job, Session, Store
+
+app = typer.Typer(
+    help="Rent a machine, train on it, bring the results home, leave nothing billing.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 2 usage, 3 failed and nothing left billing, 4 something may still be billing, 5 locked, "
+    "6 refused for security, 7 unreachable, 8 transfer incomplete, 10 the job failed, 130 interrupted.",
+)
+
+
+def _names(incomplete: str) -> list[str]:
+    """Names of open sessions, for shell completion."""
+    from orchestrator.store import Store
+
+    return [session.name for session in Store().sessions() if session.name.startswith(incomplete)]
+
+
+def _providers(incomplete: str) -> list[str]:
+    from infra import provider
+
+    return [name for name in provider.names() if name.startswith(incomplete)]
+
+
+Opt, Arg, ONLY = typer.Option, typer.Argument, "The session; left out: the only one."
+Named = Annotated[str | None, Arg(metavar="NAME", help=ONLY, autocompletion=_names)]
+NewName = Annotated[str | None, Arg(metavar="NAME", help="The session; left out: the file's `name`, or the folder's.")]
+NameOption = Annotated[str | None, Opt("--name", "-n", metavar="NAME", help=ONLY, autocompletion=_names)]
+CommandLine = Annotated[
+    list[str] | None, Arg(metavar="-- COMMAND", help="What to run; left out: the file's `run`, else the trainer.")
+]
+ShellLine = Annotated[list[str] | None, Arg(metavar="-- COMMAND", help="Left out: a shell.")]
+NewFile = Annotated[Path, Arg(metavar="FILE", help="Left out: orchestrate.yaml.")]
+FileOption = Annotated[
+    Path | None, Opt("--file", "-f", metavar="FILE", help="Left out: orchestrate.yaml here, if there is one.")
+]
+Yes = Annotated[bool, Opt("--yes", "-y", help="Don't ask.")]
+Json = Annotated[bool, Opt("--json", help="Print the result as JSON.")]
+JobOption = Annotated[int | None, Opt("--job", "-j", metavar="N", help="The job; left out: the latest.")]
+Detach = Annotated[bool, Opt("--detach", "-d", help="Queue it and return.")]
+PassExitCode = Annotated[bool, Opt("--pass-exit-code", help="Exit with the job's own code instead of 10.")]
+Discard = Annotated[bool, Opt("--discard", help="Even where results did not come home.")]
+Every = Annotated[bool, Opt("--all", "-a", help="Past sessions too.")]
+Follow = Annotated[bool, Opt("--follow", "-f", help="Go on from the byte where you stopped, until the job ends.")]
+FromStart = Annotated[bool, Opt("--from-start", help="With -f: from the first byte.")]
+Provider = Annotated[str | None, Opt(metavar="NAME", help="local, or a cloud.", autocompletion=_providers)]
+Region = Annotated[str | None, Opt(metavar="NAME", help="The cloud's name of a region.")]
+Gpu = Annotated[bool, Opt("--gpu", help="One GPU, whichever is cheapest.")]
+Gpus = Annotated[str | None, Opt(metavar="KIND:N", help="GPUs: A10, V100:8, 2.")]
+Cpus = Annotated[str | None, Opt(metavar="N", help="CPUs, at least.")]
+Memory = Annotated[str | None, Opt(metavar="GIB", help="Memory, at least.")]
+Disk = Annotated[str | None, Opt(metavar="GIB", help="Disk, at least.")]
+Spot = Annotated[bool | None, Opt("--spot/--no-spot", help="A machine that may be taken away, for less.")]
+MaxPrice = Annotated[str | None, Opt(metavar="PRICE", help="Per hour, at most.")]
+Expiry = Annotated[str | None, Opt("--expiry", "--ttl", metavar="8h", help="The machine ends by itself after that.")]
+Port = Annotated[str | None, Opt(metavar="N", help="SSH port; left out: the provider's choice.")]
+
+
+# ---- the three verbs, and all in one -------------------------------------------------------------------------------
+
+
+@app.command()
+def up(
+    name: NewName = None,
+    file: FileOption = None,
+    provider: Provider = None,
+    region: Region = None,
+    gpu: Gpu = False,
+    gpus: Gpus = None,
+    cpus: Cpus = None,
+    memory: Memory = None,
+    disk: Disk = None,
+    spot: Spot = None,
+    max_price: MaxPrice = None,
+    expiry: Expiry = None,
+    port: Port = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Rent a machine and get it ready. A second time: check that it is."""
+    config = read(file, locals())
+    with told(yes, as_json) as watcher:
+        from orchestrator import lifecycle
+
+        session = lifecycle.up(store(), session_name(name, config), config, watcher)
+        done(
+            as_json,
+            session_json(session),
+            f"ready: {session.name}",
+            f"orchestrate run -n {session.name} -- python train.py",
+            f"orchestrate ssh -n {session.name}",
+            f"orchestrate down {session.name}",
+        )
+
+
+@app.command()
+def run(
+    command: CommandLine = None,
+    name: NameOption = None,
+    file: FileOption = None,
+    detach: Detach = False,
+    pass_exit_code: PassExitCode = False,
+    as_json: Json = False,
+) -> None:
+    """Send the work, run it on the machine, bring the results home. Ctrl-C detaches and never kills."""
+    config = read(file, {"as_json": as_json})
+    with told(False, as_json) as watcher:
+        from orchestrator import lifecycle
+
+        records = store()
+        session = records.pick(name or config.name)
+        job = lifecycle.run(records, session, config, command, watcher, detach)
+        watcher.close()
+        again = f"orchestrate logs {session.name} -f"
+        done(as_json, job_json(job), f"job {job.number} {job.state}", *([again] if detach else []))
+        ended(job, detach, pass_exit_code)
+
+
+@app.command()
+def down(
+    name: Named = None,
+    discard: Discard = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Stop what runs, bring the last results home, end the machine, see that nothing is left."""
+    with told(yes, as_json) as watcher:
+        from orchestrator import lifecycle
+        from orchestrator.report import cost
+
+        records = store()
+        if name is None and not records.sessions():
+            done(as_json, None, "no session is open; nothing is left")
+            return
+        closed = lifecycle.closed_before(records, name)
+        if closed is None:
+            session = records.pick(name)
+            running = [job for job in records.jobs(session) if not job.ended]
+            if running and not watcher.confirms(
+                f"job {running[0].number} has not ended; stop it, and end the machine?"
+            ):
+                raise UsageError("nothing was done", "say yes, or --yes")
+        session = closed or lifecycle.down(records, session.name, watcher, discard)
+        spent = cost(lifecycle.Seen(session, [], None))
+        done(
+            as_json,
+            session_json(session),
+            f"{'was down already' if closed else 'down'}: {session.name}; nothing is left. Cost: {spent}",
+        )
+
+
+@app.command()
+def launch(
+    command: CommandLine = None,
+    name: NameOption = None,
+    file: FileOption = None,
+    provider: Provider = None,
+    region: Region = None,
+    gpu: Gpu = False,
+    gpus: Gpus = None,
+    cpus: Cpus = None,
+    memory: Memory = None,
+    disk: Disk = None,
+    spot: Spot = None,
+    max_price: MaxPrice = None,
+    expiry: Expiry = None,
+    port: Port = None,
+    pass_exit_code: PassExitCode = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """up, run and down in one. The machine goes down whatever happens."""
+    config = read(file, {key: value for key, value in locals().items() if key != "command"})
+    with told(yes, as_json) as watcher:
+        from orchestrator import lifecycle
+
+        job, session = lifecycle.launch(store(), session_name(name, config), config, command, watcher)
+        watcher.close()
+        done(
+            as_json,
+            job_json(job),
+            f"job {job.number} {job.state}; {session.name} is down, nothing is left. Results: {job.results}",
+        )
+        ended(job, False, pass_exit_code)
+
+
+# ---- looking and fetching ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(
+    name: Named = None,
+    every: Every = False,
+    as_json: Json = False,
+) -> None:
+    """Sessions, jobs and costs."""
+    with told(False, as_json) as watcher:
+        from orchestrator import lifecycle
+        from orchestrator.report import sessions_table
+
+        records = store()
+        sessions = [s for s in records.sessions(every) if name in (None, s.name)]
+        if name and not sessions:
+            records.pick(name)
+        seen = [lifecycle.look(records, session) for session in sessions]
+        if as_json:
+            done(
+                True,
+                [
+                    {**session_json(s.session), "answers": s.answers, "jobs": [job_json(job) for job in s.jobs]}
+                    for s in seen
+                ],
+            )
+        elif seen:
+            sessions_table(seen)
+        else:
+            watcher.say(
+                "no session is open. `orchestrate up` makes one" + ("" if every else "; `--all` shows past ones")
+            )
+
+
+@app.command()
+def logs(
+    name: Named = None,
+    job: JobOption = None,
+    follow: Follow = False,
+    from_start: FromStart = False,
+) -> None:
+    """What the job printed; with -f as it prints it."""
+    with told(False, False) as watcher:
+        from orchestrator import lifecycle
+
+        records = store()
+        session, found = lifecycle.find_job(records, name, job)
+        shown = lifecycle.logs(records, session, found, watcher, follow, 0 if from_start or not follow else found.shown)
+        watcher.close()
+        if follow:
+            watcher.say(f"job {shown.number} {shown.state}" + (f": {shown.reason}" if shown.reason else ""))
+            ended(shown, not shown.ended, False)
+
+
+@app.command()
+def pull(name: Named = None, job: JobOption = None, as_json: Json = False) -> None:
+    """Bring outputs home now; of a job that has ended, everything, verified."""
+    with told(False, as_json) as watcher:
+        from orchestrator import lifecycle
+
+        records = store()
+        session, found = lifecycle.find_job(records, name, job)
+        pulled, found = lifecycle.pull(records, session, found)
+        watcher.say(f"{pulled.new_files} new of {len(pulled.files)} files, {pulled.new_bytes / 2**20:.1f} MiB")
+        done(
+            as_json,
+            {**job_json(found), "new_files": pulled.new_files, "files": len(pulled.files)},
+            f"results: {found.results}",
+        )
+
+
+@app.command()
+def stop(name: Named = None, job: JobOption = None, as_json: Json = False) -> None:
+    """End a job, with time to write a checkpoint. The machine stays."""
+    with told(False, as_json) as watcher:
+        from orchestrator import lifecycle
+
+        records = store()
+        session, found = lifecycle.find_job(records, name, job)
+        stopped = lifecycle.stop(records, session, found, watcher)
+        done(
+            as_json,
+            job_json(stopped),
+            f"job {stopped.number} {stopped.state}: {stopped.reason}. Results: {stopped.results}",
+        )
+
+
+@app.command()
+def ssh(
+    command: ShellLine = None,
+    name: NameOption = None,
+) -> None:
+    """A shell, or a command, on the machine. Exits as the command does."""
+    with told(False, False):
+        from orchestrator import lifecycle
+
+        session = store().pick(name)
+        with lifecycle.connect(session) as host:
+            code = host.shell(command or [], sys.stdin, sys.stdout)
+        raise typer.Exit(code if code >= 0 else 255)
+
+
+# ---- the rest ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(path: NewFile = Path("orchestrate.yaml")) -> None:
+    """Write a commented orchestrate.yaml."""
+    with told(False, False) as watcher:
+        from orchestrator.config import template
+
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(template())
+        except FileExistsError as error:
+            raise UsageError(f"{path} exists already", "move it away first; nothing was changed") from error
+        except OSError as error:
+            raise UsageError(f"{path} can't be written: {error.strerror}") from error
+        watcher.say(f"wrote {path}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of orchestrate.yaml, for editors."""
+    from orchestrator import config
+
+    print(json.dumps(config.schema(), indent=2))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What is missing here, and how to get it."""
+    with told(False, as_json):
+        from orchestrator import doctor as look
+
+        findings = look.examine()
+        if as_json:
+            done(True, [finding.__dict__ for finding in findings])
+        for finding in [] if as_json else findings:
+            print(f"{'ok     ' if finding.ok else 'missing' if finding.needed else 'absent '}  {finding.what}")
+            if not finding.ok:
+                print(f"           {finding.how}")
+        if any(finding.needed and not finding.ok for finding in findings):
+            raise typer.Exit(3)
+
+
+# ---- what the commands share ---------------------------------------------------------------------------------------
+
+
+def store() -> Store:
+    """The record."""
+    from orchestrator.store import Store
+
+    return Store()
+
+
+def read(file: Path | None, flags: dict[str, Any]) -> Config:
+    """The file with the flags over it. Errors end the program as everywhere."""
+    from orchestrator import config
+
+    with told(False, bool(flags.get("as_json"))):
+        found = config.load(file, Path.cwd())
+        fields = ("provider", "region", "gpus", "cpus", "memory", "disk", "spot", "max_price", "expiry", "port")
+        given = {f"resources.{name}": flags.get(name) for name in fields}
+        if flags.get("gpu"):
+            if flags.get("gpus"):
+                raise UsageError("--gpu and --gpus say the same thing", "--gpu is any one; --gpus A10:2 names them")
+            given["resources.gpus"] = 1
+        return config.override(found, given, labels={"resources.gpus": "--gpu"} if flags.get("gpu") else None)
+
+
+def session_name(name: str | None, config: Config) -> str:
+    """The name given, or the file's, or the folder's."""
+    import re
+
+    wanted = name or config.name
+    if wanted is None:
+        wanted = re.sub(r"[^a-z0-9]+", "-", config.workdir_path().name.lower()).strip("-")[:31].strip("-")
+        wanted = wanted if re.match("[a-z]", wanted) else f"s-{wanted}"[:31].strip("-")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,29}[a-z0-9])?", wanted):
+        raise UsageError(
+            f"{wanted!r} can't be a session's name", "a to z, 0 to 9 and hyphens, at most 31, a letter first"
+        )
+    return wanted
+
+
+@contextmanager
+def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
+    """A terminal to tell; and the one place where errors become words and exit codes."""
+    from orchestrator.report import Terminal
+
+    watcher = Terminal(yes, json=as_json)
+    try:
+        yield watcher
+    except OrchestrateError as error:
+        watcher.close()
+        fail(error, as_json)
+    except KeyboardInterrupt:
+        watcher.close()
+        print(f"\ninterrupted; {what_is_open()}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        raise typer.Exit(141) from None
+    finally:
+        watcher.close()
+
+
+def what_is_open() -> str:
+    """What Ctrl-C has left, in words."""
+    from orchestrator import lifecycle
+
+    return lifecycle.what_is_open(store())
+
+
+def fail(error: OrchestrateError, as_json: bool) -> None:
+    """One clear error: what happened, what it means, what to do next. Ends with its exit code."""
+    from orchestrator.report import clean
+
+    print(f"error: {clean(str(error))}", file=sys.stderr)
+    if error.hint:
+        print(f"  next: {clean(error.hint)}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": str(error), "hint": error.hint, "exit_code": error.exit_code}))
+    raise typer.Exit(error.exit_code)
+
+
+def done(as_json: bool, value: Any, line: str = "", *useful: str) -> None:
+    """The result: JSON on stdout, or a line and the useful commands on stderr."""
+    if as_json:
+        print(json.dumps(value, indent=1, default=str))
+        return
+    print(line, file=sys.stderr)
+    for command in useful:
+        print(f"  {command}", file=sys.stderr)
+
+
+def ended(job: Job, detached: bool, pass_exit_code: bool) -> None:
+    """Exits as the job ended: 0, or 10, or its own code where that was asked for."""
+    from orchestrator.lifecycle import check_succeeded
+
+    if detached:
+        return
+    if pass_exit_code and job.code:
+        raise typer.Exit(job.code)
+    check_succeeded(job)
+
+
+def session_json(session: Session) -> dict[str, Any]:
+    """A session as --json prints it; times are Unix seconds."""
+    machine = session.machine.__dict__ if session.machine else None
+    return {**{k: v for k, v in session.__dict__.items() if k not in ("id", "folder")}, "machine": machine}
+
+
+def job_json(job: Job) -> dict[str, Any]:
+    """A job as --json prints it; times are Unix seconds."""
+    return {k: v for k, v in job.__dict__.items() if k not in ("session", "run_id", "shown")}
+
+
+def main() -> None:
+    """The program: no character that the locale lacks makes output fail; a hang-up or SIGTERM is as good as Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,657 @@
+"""`orchestrate.yaml`: what it may say, where each thing in it stands, and what it means here.
+
+    load(path, folder)               the file, or every default
+    override(config, flags)          flags win over the file, the file over the defaults
+    resolve_envs, resolve_secrets    values that live in the environment here, never in the file
+
+Scalars stay the text that was written (`0.1`, `010`, `no`, `1:30`) until the field they stand in says what they are. So
+none of YAML's guesses about types applies, and a flag is read by the same rules as a line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from infra import provider as clouds
+from orchestrator import quantities as q
+from orchestrator.errors import UsageError
+
+FILES = ("orchestrate.yaml", "orchestrate.yml")
+HINT = "`orchestrate schema` prints every field"
+MOST_BYTES = 1 << 20  # a configuration is a page; a megabyte is some other file
+MOST_DEPTH = 20  # of lists in lists; the deepest that means anything is 3
+MOST_PROBLEMS = 20
+
+Loc = tuple[str | int, ...]
+"""Where a value stands: ("resources", "gpus"), ("tools", 0)."""
+
+
+# ------------------------------------------------------------ where it is from
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a configuration is from. No part of what it says, so two of different origin can be equal."""
+
+    source: Path | None = field(default=None, compare=False)
+    folder: Path = field(default=Path(), compare=False)  # relative paths start here
+    label: str = field(default="", compare=False)  # the file as errors name it
+    lines: Mapping[Loc, int] = field(default_factory=dict, compare=False)
+    flags: Mapping[Loc, str] = field(default_factory=dict, compare=False)
+
+    def problem(self, loc: Loc, message: str) -> tuple[int, str]:
+        """The line (0: no line) and the text of a problem: `orchestrate.yaml:7: resources.gpus: ...`."""
+        for end in range(len(loc), 0, -1):
+            if loc[:end] in self.flags:
+                return 0, f"{self.flags[loc[:end]]}: {message}"
+            if loc[:end] in self.lines:
+                line = self.lines[loc[:end]]
+                return line, f"{self.label}:{line}: {_dotted(loc)}: {message}"
+        return 0, ": ".join(part for part in (self.label, _dotted(loc), message) if part)
+
+    def with_flags(self, flags: Mapping[Loc, str]) -> Origin:
+        """The same, after flags took the place of what stood there."""
+        lines = {loc: line for loc, line in self.lines.items() if not any(loc[: len(new)] == new for new in flags)}
+        return replace(self, lines=lines, flags={**self.flags, **flags})
+
+
+def _dotted(loc: Loc) -> str:
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not text or re.fullmatch(r"[\w-]+", part):
+            text += "." * bool(text) + q.shown(part)
+        else:
+            text += f"[{q.shown(part)}]"
+    return text
+
+
+# ------------------------------------------------------------------ the fields
+
+_STRING = {"type": "string"}
+_COUNT = {"type": "integer", "minimum": 0}
+_AMOUNT = {"type": "number", "minimum": 0}
+_SCALAR = {"type": ["string", "number", "boolean"]}
+
+
+def _any_of(*schemas: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": list(schemas)})
+
+
+_DURATION = _any_of(_COUNT, {"type": "string", "pattern": q.DURATION})
+_AS_DURATION = PlainSerializer(q.format_duration, return_type=str, when_used="json")
+
+Name = Annotated[str, PlainValidator(q.parse_name), WithJsonSchema({"type": "string", "pattern": q.NAME})]
+Line = Annotated[str, PlainValidator(q.parse_line), WithJsonSchema(_STRING)]
+Shell = Annotated[str, PlainValidator(q.parse_text), WithJsonSchema(_STRING)]
+Inside = Annotated[str, PlainValidator(q.parse_inside), WithJsonSchema(_STRING)]
+Tool = Annotated[str, PlainValidator(q.parse_tool), WithJsonSchema({"enum": list(q.TOOLS)})]
+Expiry = Annotated[int, PlainValidator(partial(q.parse_duration, low=q.MINUTE)), _AS_DURATION, _DURATION]
+Period = Annotated[int, PlainValidator(partial(q.parse_duration, low=1, high=q.DAY)), _AS_DURATION, _DURATION]
+Grace = Annotated[int, PlainValidator(partial(q.parse_duration, low=0, high=q.DAY)), _AS_DURATION, _DURATION]
+Size = Annotated[float, PlainValidator(q.parse_size), _any_of(_AMOUNT, {"type": "string", "pattern": q.SIZE})]
+Count = Annotated[int, PlainValidator(q.parse_count), _any_of(_COUNT, {"type": "string", "pattern": q.COUNT})]
+Port = Annotated[int, PlainValidator(q.parse_port), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535})]
+Price = Annotated[float, PlainValidator(q.parse_price), WithJsonSchema(_AMOUNT)]
+Switch = Annotated[
+    bool, PlainValidator(q.parse_switch), _any_of({"type": "boolean"}, {"enum": ["yes", "no", "on", "off"]})
+]
+Gpus = Annotated[
+    q.Gpus,
+    PlainValidator(q.parse_gpus),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    _any_of({**_COUNT, "maximum": q.MOST_GPUS}, {"type": "string", "pattern": q.GPUS}),
+]
+Command = Annotated[
+    str | tuple[str, ...], BeforeValidator(q.parse_command), _any_of(_STRING, {"type": "array", "items": _SCALAR})
+]
+EnvName = Annotated[str, PlainValidator(q.parse_env_name), WithJsonSchema({"type": "string", "pattern": q.ENV_NAME})]
+EnvValue = Annotated[
+    str | None, PlainValidator(q.parse_env), WithJsonSchema({"type": ["string", "number", "boolean", "null"]})
+]
+Secrets = Annotated[
+    tuple[str, ...],
+    BeforeValidator(q.parse_secrets),
+    _any_of(
+        {"type": "array", "items": {"type": "string", "pattern": q.ENV_NAME}, "uniqueItems": True},
+        {"type": "object", "propertyNames": {"pattern": q.ENV_NAME}, "additionalProperties": {"type": "null"}},
+    ),
+]
+A_LIST, A_MAPPING = BeforeValidator(q.parse_list), BeforeValidator(q.parse_mapping)
+
+
+class Fields(BaseModel):
+    """Named fields and no others, never changed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, value: object) -> object:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError(f"should be a mapping, such as `gpus: A10:1` on a line of its own; found {q.shown(value)}")
+        return {key: item for key, item in value.items() if item is not None or key not in cls.model_fields}
+
+
+class Resources(Fields):
+    """The machine to ask for. What is left out, or 0, may be whatever there is."""
+
+    provider: Line = Field(
+        default="local",
+        description="Whose machine: local is this computer, the others rent one.",
+        examples=["local", "aliyun"],
+    )
+    region: Line | None = Field(default=None, description="The cloud's name of a region.", examples=["cn-hangzhou"])
+    gpus: Gpus = Field(
+        default=q.Gpus(),
+        description="A count, a model, or both; none or 0 asks for none.",
+        examples=["A10:1", "V100", 1],
+    )
+    cpus: Count = Field(default=0, description="Virtual CPUs, at least.", examples=[8, "8+"])
+    memory: Size = Field(default=0, description="Memory in GiB, at least.", examples=[32, "32GB", "32+"])
+    disk: Size = Field(default=0, description="Disk in GiB, at least.", examples=[100, "100GiB"])
+    spot: Switch = Field(
+        default=False, description="A cheaper machine, which the cloud may take back.", examples=[False, True]
+    )
+    max_price: Price | None = Field(
+        default=None, description="The most to pay per hour, in the currency of the offers.", examples=[20]
+    )
+    expiry: Expiry = Field(
+        default=8 * q.HOUR,
+        description="The cloud itself ends the machine after this time, from 1m to 30d; a bare number is seconds.",
+        examples=["8h", "90m", "1h30m", 3600],
+    )
+    port: Port | None = Field(default=None, description="SSH port; left out, the provider chooses.", examples=[2222])
+
+    def request(self) -> clouds.Request:
+        """The same in the words of `infra`."""
+        return clouds.Request(
+            gpus=self.gpus.count,
+            gpu=self.gpus.model,
+            cpus=self.cpus,
+            memory_gib=self.memory,
+            disk_gib=self.disk,
+            spot=self.spot,
+            region=self.region or "",
+            port=self.port or 0,
+            max_price_per_hour=self.max_price,
+        )
+
+
+class Config(Fields):
+    """A machine, and the job that runs on it."""
+
+    name: Name | None = Field(
+        default=None, description="The session's name; left out, one is made.", examples=["my-run"]
+    )
+    resources: Resources = Field(
+        default=Resources(), description="The machine to ask for.", examples=[{"gpus": "A10:1"}]
+    )
+    tools: Annotated[tuple[Tool, ...], BeforeValidator(q.parse_tools)] = Field(
+        default=("pytorch",),
+        description="What is installed on the machine; [] for nothing.",
+        examples=[["pytorch"], []],
+    )
+    workdir: Line = Field(
+        default=".",
+        description="The folder that is sent as the job's folder, relative to this file.",
+        examples=[".", "~/src"],
+    )
+    exclude: Annotated[tuple[Line, ...], A_LIST] = Field(
+        default=(), description="What isn't sent, beyond .gitignore, in the same syntax.", examples=[["*.tar", "data/"]]
+    )
+    inputs: Annotated[Mapping[Inside, Line], BeforeValidator(q.parse_inputs)] = Field(
+        default={},
+        description="What else is sent: a path in the job's folder, then the path here, relative to this file.",
+        examples=[{"data/cifar10": "~/cifar10"}],
+    )
+    outputs: Annotated[tuple[Inside, ...], A_LIST] = Field(
+        default=("outputs",),
+        description="What comes home: folders, files or globs in the job's folder.",
+        examples=[["outputs", "logs/*.txt"]],
+    )
+    setup: Shell = Field(default="", description="Shell, run once on a new machine.", examples=["pip install einops"])
+    run: Command = Field(
+        default="",
+        description="The job: shell, or a list of a program and its arguments. Empty: train with the trainer package.",
+        examples=["python train.py", ["python", "train.py", "--lr", 0.1]],
+    )
+    envs: Annotated[Mapping[EnvName, EnvValue], A_MAPPING] = Field(
+        default={},
+        description="Environment variables of the job; null: taken from the environment here.",
+        examples=[{"LR": 0.1, "WANDB_MODE": None}],
+        json_schema_extra={"additionalProperties": False},
+    )
+    secrets: Secrets = Field(
+        default=(), description="Names only; the values come from the environment here.", examples=[["HF_TOKEN"]]
+    )
+    pull_every: Period = Field(
+        default=30, description="How often outputs come home while the job runs, from 1s to 1d.", examples=["30s", "5m"]
+    )
+    stop_grace: Grace = Field(
+        default=30, description="The time a job gets to end before it's killed, from 0s to 1d.", examples=["30s", "2m"]
+    )
+
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @model_validator(mode="after")
+    def _one_value_each(self) -> Config:
+        for name in self.secrets:
+            if name in self.envs:
+                raise q.BadItem("secrets", f"{name} is in envs too; keep it here, and take it out of envs")
+        return self
+
+    @property
+    def source(self) -> Path | None:
+        """The file this was read from; None: there was none."""
+        return self._origin.source
+
+    def workdir_path(self) -> Path:
+        """The folder to send, absolute. Raises UsageError, with its line, if there is no such folder."""
+        path, problem = _here(self._origin, ("workdir",), self.workdir)
+        if not problem and not path.is_dir():
+            problem = self._origin.problem(("workdir",), f"{path} is not a folder")
+        _refuse([problem] if problem else [], "paths are relative to the configuration file")
+        return path
+
+    def input_paths(self) -> dict[str, Path]:
+        """Each path in the job's folder, with the path here, absolute. Raises UsageError that names all missing."""
+        found = {target: _here(self._origin, ("inputs", target), text) for target, text in self.inputs.items()}
+        _refuse([bad for _, bad in found.values() if bad], "paths are relative to the configuration file")
+        return {target: path for target, (path, _) in found.items()}
+
+
+def _here(origin: Origin, loc: Loc, text: str) -> tuple[Path, tuple[int, str] | None]:
+    """The absolute path that a text means, and the problem if nothing is there."""
+    path = Path(text)
+    try:
+        path = (origin.folder / path.expanduser()).absolute()
+        path.stat()
+    except RuntimeError:
+        return path, origin.problem(loc, f"{text}: there is no such user, so no home folder")
+    except FileNotFoundError:
+        return path, origin.problem(loc, f"{path} does not exist")
+    except OSError as error:
+        return path, origin.problem(loc, f"{path} can't be read: {_why(error)}")
+    return path, None
+
+
+# -------------------------------------------------------------------- the file
+
+
+def load(path: Path | None, folder: Path) -> Config:
+    """The configuration in `path`; without one, in `folder`'s orchestrate.yaml; without that, every default.
+
+    Raises UsageError with every problem there is, one a line.
+    """
+    source = path if path is not None else _file_in(folder)
+    if source is None:
+        return _build({}, Origin(folder=folder.absolute()), [])
+    label = str(source) if path is not None else source.name
+    document = _document(_text(source, label), label)
+    origin = Origin(source, source.absolute().parent, label, document.lines)
+    return _build(document.tree, origin, document.problems)
+
+
+def _file_in(folder: Path) -> Path | None:
+    found = [folder / name for name in FILES if os.path.lexists(folder / name)]
+    if len(found) > 1:
+        raise UsageError(f"both {FILES[0]} and {FILES[1]} are in {folder}", "keep one of them")
+    return found[0] if found else None
+
+
+def _text(source: Path, label: str) -> str:
+    """The file's text. Raises UsageError."""
+    try:
+        with source.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise UsageError(f"{label}: there is no such file", "`orchestrate init` writes one") from None
+    except IsADirectoryError:
+        raise UsageError(f"{label}: is a folder, not a configuration file", f"name the {FILES[0]} in it") from None
+    except OSError as error:
+        raise UsageError(f"{label}: can't be read: {_why(error)}") from None
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"{label}: is larger than 1 MiB, so it can't be a configuration file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{label}:{line}: is not text in UTF-8", "save the file as UTF-8") from None
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
+
+
+@dataclass
+class Document:
+    """YAML as mappings, lists, text and None; the line of every value; and what is wrong so far."""
+
+    label: str
+    tree: object = None
+    lines: dict[Loc, int] = field(default_factory=dict)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+
+    def read(self, node: yaml.Node, loc: Loc) -> object:
+        """The value of a node."""
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self._mapping(node, loc)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            for index, item in enumerate(node.value):
+                self.lines[(*loc, index)] = item.start_mark.line + 1
+            return [self.read(item, (*loc, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and kind in _SCALAR_KINDS:
+            return None if kind == "null" else str(node.value)
+        self._report(node, loc, f"the tag !{kind.lstrip('!')} has no meaning here; write the plain value")
+        return None
+
+    def _mapping(self, node: yaml.MappingNode, loc: Loc) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self._report(key, loc, "a name should be plain text; found a list or mapping")
+                continue
+            here = (*loc, str(key.value))
+            if here in self.lines:
+                self._report(key, here, f"is given twice; first on line {self.lines[here]}")
+                continue
+            self.lines[here] = key.start_mark.line + 1
+            values[str(key.value)] = self.read(value, here)
+        return values
+
+    def _report(self, node: yaml.Node, loc: Loc, message: str) -> None:
+        line = node.start_mark.line + 1
+        self.problems.append((line, f"{self.label}:{line}: {_dotted(loc) + ': ' if loc else ''}{message}"))
+
+
+_SCALAR_KINDS = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge")
+
+
+_ALIAS = "an alias (*name) is not supported; write the value out"
+_DEPTH = "lists or mappings are nested too deeply"
+
+
+class _Composer(yaml.SafeLoader):
+    """Composes nodes, and never builds an object. No aliases: a few of them can stand for gigabytes."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem=_ALIAS, problem_mark=mark)
+        if self.depth > MOST_DEPTH:
+            raise yaml.MarkedYAMLError(problem=_DEPTH, problem_mark=mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _document(text: str, label: str) -> Document:
+    """The text as a tree. Raises UsageError where it isn't YAML or isn't a mapping."""
+    document = Document(label)
+    try:
+        node = _Composer(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
+        raise UsageError(f"{place}: {_plainly(error.problem or '')}", HINT) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UsageError(f"{label}:{line}: holds a character that isn't text (code {error.character})") from None
+    except (ValueError, OverflowError):  # PyYAML's own slips: an escape or a version number out of range
+        raise UsageError(f"{label}: holds an escape (\\U...) or a %YAML version that doesn't exist") from None
+    document.tree = {} if node is None else document.read(node, ())
+    if document.tree is None and not document.problems:  # `null`, `~`, or only `---`
+        document.tree = {}
+    if not isinstance(document.tree, dict) and not document.problems:
+        found = "a list" if isinstance(document.tree, list) else f"only {q.shown(document.tree)}"
+        raise UsageError(f"{label}:1: should be a mapping of fields, such as `name: my-run`; found {found}", HINT)
+    return document
+
+
+_PLAIN = {  # PyYAML's words, and ours
+    _ALIAS: _ALIAS,
+    _DEPTH: _DEPTH,
+    "'\\t' that cannot start": "a tab; YAML is indented with spaces",
+    "mapping values are not allowed": "a colon where none can be; put text that holds ': ' in quotes",
+    "expected <block end>": "the indentation doesn't fit the lines above",
+    "could not find expected ':'": "a name without its colon, as in `name: value`",
+    "but found another document": "a second document (---); a file describes one run",
+    "cannot start any token": "a character that text can't start with; put the text in quotes",
+    "unexpected end of stream": "the text in quotes has no end",
+    "but got '<stream end>'": "a [ or { has no end",
+}
+
+
+def _plainly(problem: str) -> str:
+    for theirs, ours in _PLAIN.items():
+        if theirs in problem:
+            return ours
+    return f"not valid YAML: {problem}"
+
+
+# ------------------------------------------------------------------- the flags
+
+_SECTIONS = ("resources", "envs", "inputs")
+
+
+def override(
+    config: Config, flags: Mapping[str, object], labels: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Config:
+    """The configuration with flags in place of what it says: {"resources.gpus": "A10:1", "envs": {"LR": "0.1"}}.
+
+    A flag of None wasn't given. Sections (resources, envs, inputs) are merged name by name; all else is replaced.
+    Errors name `labels[key]`, or else `--max-price` for resources.max_price and `--envs LR` for envs.LR. Paths in flags
+    are relative to `cwd`. Raises UsageError with every problem there is, one a line.
+    """
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    names: dict[Loc, str] = {}
+    for loc, value in _places(flags):
+        section = tree.setdefault(loc[0], {}) if len(loc) > 1 else tree
+        is_path = loc[0] in ("workdir", "inputs") and isinstance(value, (str, Path))
+        section[loc[-1]] = _from(cwd or Path.cwd(), Path(str(value))) if is_path else value
+        names[loc] = _flag(loc, labels or {})
+    return _build(tree, config._origin.with_flags(dict(names)), [])
+
+
+def _places(flags: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object]]:
+    for key, value in flags.items():
+        head, dot, tail = key.partition(".")
+        if value is None:
+            continue
+        if dot and head in _SECTIONS:
+            yield (head, tail), value
+        elif key in _SECTIONS and isinstance(value, Mapping):
+            yield from (((key, str(name)), item) for name, item in value.items() if item is not None or key == "envs")
+        else:
+            yield (key,), value
+
+
+def _flag(loc: tuple[str, ...], labels: Mapping[str, str]) -> str:
+    """The flag as it was typed: --max-price, --envs LR."""
+    name = ".".join(loc)
+    if name in labels:
+        return labels[name]
+    if loc[0] == "resources":
+        return "--" + loc[-1].replace("_", "-")
+    return " ".join([labels.get(loc[0], "--" + loc[0].replace("_", "-")), *loc[1:]])
+
+
+def _from(cwd: Path, path: Path) -> str:
+    return str(path) if str(path).startswith("~") else str(cwd / path)
+
+
+# ---------------------------------------------------------------- the problems
+
+
+def _build(tree: object, origin: Origin, problems: list[tuple[int, str]]) -> Config:
+    """The one place where a configuration is made. Raises UsageError with the given problems and those found here."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        found = [_described(dict(detail), origin) for detail in error.errors(include_url=False)]
+    else:
+        found = []
+    _refuse([*problems, *found], HINT)
+    config._origin = origin
+    return config
+
+
+def _refuse(problems: list[tuple[int, str]], hint: str) -> None:
+    """Raises UsageError if there are problems, in the order of their lines."""
+    if problems:
+        lines = [text for _, text in sorted(problems, key=lambda problem: problem[0])]
+        more = [f"and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
+        raise UsageError("\n".join(lines[:MOST_PROBLEMS] + more), hint)
+
+
+def _described(detail: dict[str, Any], origin: Origin) -> tuple[int, str]:
+    """One of pydantic's errors in plain words."""
+    loc = tuple(part for part in detail["loc"] if part != "[key]")
+    reason = detail.get("ctx", {}).get("error")
+    if detail["type"] == "extra_forbidden":
+        return origin.problem(loc, "unknown field" + _advice(loc))
+    if isinstance(reason, q.BadItem):
+        loc = (*loc, reason.key)
+    return origin.problem(loc, str(reason) if isinstance(reason, ValueError) else "is not what can stand here")
+
+
+def _advice(loc: Loc) -> str:
+    """What the user most likely meant by an unknown field."""
+    inside = loc[0] == "resources" and len(loc) > 1
+    word = str(loc[-1]).lower().replace("-", "_")
+    near, far = (Resources, Config) if inside else (Config, Resources)
+    if word in _NOT_OURS:
+        return f"; {_NOT_OURS[word]}"
+    target = word if word in near.model_fields or word in far.model_fields else _PEERS.get(word, "")
+    target = target or q.closest(word, near.model_fields) or q.closest(word, far.model_fields)
+    if not target:
+        return ""
+    if target in near.model_fields:
+        return f"; did you mean {target}?"
+    return f"; did you mean {target}, outside resources?" if inside else f"; did you mean resources.{target}?"
+
+
+# The words of SkyPilot and dstack, whose files many users have at hand.
+_PEERS = {
+    "accelerator": "gpus",
+    "accelerators": "gpus",
+    "gpu": "gpus",
+    "use_spot": "spot",
+    "spot_policy": "spot",
+    "disk_size": "disk",
+    "cloud": "provider",
+    "infra": "provider",
+    "backend": "provider",
+    "backends": "provider",
+    "file_mounts": "inputs",
+    "files": "inputs",
+    "env": "envs",
+    "command": "run",
+    "working_dir": "workdir",
+    "max_duration": "expiry",
+    "autostop": "expiry",
+    "autodown": "expiry",
+    "idle_duration": "expiry",
+    "idle_minutes": "expiry",
+    "idle_minutes_to_autostop": "expiry",
+    "ttl": "expiry",
+}
+_NOT_OURS = {
+    "commands": "did you mean run? Its lines of shell stand under `run: |`",
+    "instance_type": "a machine can't be named by its type: ask for gpus, cpus and memory, and the cheapest that fits "
+    "is taken",
+    "instance_types": "a machine can't be named by its type: ask for gpus, cpus and memory, and the cheapest that fits "
+    "is taken",
+    "num_nodes": "a run has one machine; more than one is not supported yet, so leave it out",
+    "nodes": "a run has one machine; more than one is not supported yet, so leave it out",
+    "type": "a file always describes one run, so leave it out",
+    "python": "Python's version can't be chosen here; install the one you need in setup",
+}
+
+
+# ------------------------------------------------------------ what is used here
+
+
+def provider_name(config: Config) -> str:
+    """The provider, if there is one of that name. Raises UsageError with the line or flag it was given by."""
+    name, known = config.resources.provider, clouds.names()
+    if name not in known:
+        near = q.closest(name.lower(), known)
+        message = f"there is no provider {q.shown(name)}" + (f"; did you mean {near}?" if near else "")
+        _refuse([config._origin.problem(("resources", "provider"), message)], f"there are: {', '.join(known)}")
+    return name
+
+
+def resolve_envs(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """The job's variables; those of null from `environ`. Raises UsageError that names all missing."""
+    values = {name: environ.get(name) if value is None else value for name, value in config.envs.items()}
+    _refuse_missing(config, {("envs", name): name for name, value in values.items() if value is None})
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def resolve_secrets(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """The secrets' values, which nothing else here holds. Raises UsageError that names all missing or empty."""
+    missing: dict[Loc, str] = {}
+    for index, name in enumerate(config.secrets):
+        by_name: Loc = ("secrets", name)  # from a mapping; otherwise from a list
+        if not environ.get(name):
+            missing[by_name if by_name in config._origin.lines else ("secrets", index)] = name
+    _refuse_missing(config, missing)
+    return {name: environ[name] for name in config.secrets}
+
+
+def _refuse_missing(config: Config, missing: Mapping[Loc, str]) -> None:
+    problems = [config._origin.problem(loc, f"{name} is not set in your environment") for loc, name in missing.items()]
+    _refuse(problems, "set first: export " + " ".join(f"{name}=..." for name in missing.values()))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of `orchestrate.yaml`, for editors."""
+    found = Config.model_json_schema()
+    whole = Config().model_dump(mode="json")
+    defaults = {**whole, **whole["resources"], "resources": None}
+    for section in (found, found["$defs"]["Resources"]):
+        for name, values in section["properties"].items():
+            section["properties"][name] = _with_default(values, defaults[name])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": FILES[0]}
+
+
+def _with_default(field_schema: dict[str, Any], default: object) -> dict[str, Any]:
+    """The schema of a field that may also be empty, with its default as the file would say it."""
+    notes = {key: field_schema[key] for key in ("description", "examples")}
+    rest = {key: value for key, value in field_schema.items() if key not in (*notes, "title", "default")}
+    forms = [form for form in rest.get("anyOf", [rest]) if form != {"type": "null"}]
+    return {**notes, "anyOf": [*forms, {"type": "null"}]} | ({} if default is None else {"default": default})
+
+
+def template() -> str:
+    """The file that `orchestrate init` writes: every field, commented, and every default as it is."""
+    return Path(__file__).with_name("template.yaml").read_text("utf-8")

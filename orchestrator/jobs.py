@@ -1,0 +1,283 @@
+"""Jobs on a machine, seen from home: submit, follow, stop, bring the results back.
+
+The job belongs to its supervisor on the machine; nothing here is needed for it to run. What comes home goes into the
+job's results folder: the log byte for byte at its own offsets, so that two followers, or one twice, write the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import sync
+from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.ssh import Host
+from orchestrator.store import ENDED, Job, Store
+from orchestrator.watch import Watcher
+from orchestrator.wire import Wire
+
+GIVE_UP_S = 600.0  # of reconnecting: after that, the job's fate is unknown here
+LOOK_S = 10.0  # the longest the agent waits for news before it answers all the same: our heartbeat
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A job as the machine gets it: an argv, or a shell script, in a copy of `tree`."""
+
+    argv: list[str] | None
+    script: str | None
+    setup: str
+    tree: str | None
+    libraries: list[str]
+    inputs: dict[str, str]  # tree by path in the working folder
+    python: str
+    stop_grace_s: int
+
+    @property
+    def words(self) -> str:
+        """The command for a person's eyes, on one line."""
+        text = " ".join(self.argv) if self.argv is not None else (self.script or "").strip()
+        lines = text.splitlines()
+        return lines[0] + (" ..." if len(lines) > 1 else "") if lines else ""
+
+
+def submit(wire: Wire, session: str, job: Job, spec: Spec, env: dict[str, str]) -> None:
+    """Queues the job on the machine. Asked twice, it is one job. Raises MachineError, Unreachable."""
+    sent = {**spec.__dict__, "session": session, "run_id": job.run_id}
+    wire.call("submit", job=job.number, spec=sent, env=env)
+
+
+def refresh(wire: Wire, store: Store, jobs: list[Job]) -> None:
+    """Brings the record up to what the machine says of these jobs. Raises MachineError, Unreachable."""
+    states = wire.call("jobs")
+    for job in jobs:
+        status = states.get(str(job.number))
+        if status is None and job.state == "submitting":
+            store.update_job(job, state="failed", reason="it never reached the machine", pulled=1)
+        elif status:
+            record(store, job, status)
+
+
+def record(store: Store, job: Job, status: dict[str, Any]) -> None:
+    """Writes a job's state, as the machine's agent words it, into the record."""
+    code = status.get("code")
+    store.update_job(
+        job,
+        state=str(status["state"]),
+        code=int(code) if code is not None else None,
+        reason=str(status.get("reason", ""))[:1000],
+        started_at=status.get("started_at"),
+        ended_at=status.get("ended_at"),
+    )
+
+
+def stop(wire: Wire, store: Store, job: Job, grace_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Asks the job to end and waits for it: its grace, and a little. Raises Unreachable."""
+    deadline = time.monotonic() + grace_s + 15
+    status: dict[str, Any] = wire.call("stop", job=job.number)
+    if status["state"] not in ENDED:
+        say(f"stopping job {job.number}: up to {grace_s:.0f} s for a last checkpoint")
+    while status["state"] not in ENDED:
+        if time.monotonic() > deadline:
+            raise OrchestrateError(f"job {job.number} does not end", "`orchestrate ssh` shows why")
+        answer, _ = wire.follow(job=job.number, offset=1 << 60, seen=status["state"], progress=None, wait_s=1)
+        status = answer["status"]
+    record(store, job, status)
+    return status
+
+
+# ---- following ----------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """The job's log at home. Bytes are written at the offset that they have on the machine."""
+
+    def __init__(self, results: Path) -> None:
+        results.mkdir(parents=True, exist_ok=True)
+        self.path = results / "log.txt"
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    @property
+    def size(self) -> int:
+        """How many bytes are at home."""
+        return os.fstat(self.descriptor).st_size
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Puts the bytes in their place. Raises TransferIncomplete where the disk is full."""
+        try:
+            while data:
+                written = os.pwrite(self.descriptor, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise TransferIncomplete(
+                f"the log can't be written to {self.path}: {error.strerror}",
+                "the job runs on; free some space, then `orchestrate logs -f`",
+            ) from error
+
+    def read(self, offset: int) -> Iterator[bytes]:
+        """The bytes at home from there on, in pieces."""
+        while piece := os.pread(self.descriptor, 1 << 16, offset):
+            yield piece
+            offset += len(piece)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self.descriptor)
+
+
+def follow(host: Host, store: Store, job: Job, watcher: Watcher, offset: int, pull_every_s: float) -> Job:
+    """Shows the log from `offset` on, and the progress, until the job has ended; brings outputs home meanwhile.
+
+    A broken line is mended without losing or repeating a byte. Raises Unreachable once that has failed for ten
+    minutes: the job runs on, or not; nobody here knows. Returns the job as it ended.
+    """
+    log = Log(job.results)
+    try:
+        for piece in log.read(offset):  # what is at home needn't come again
+            watcher.log(piece)
+            offset += len(piece)
+        with pulling(host, job, pull_every_s, watcher.say):
+            _follow(host, store, job, watcher, log, offset)
+    finally:
+        store.update_job(job, shown=log.size)
+        log.close()
+    return store.reread(job)
+
+
+def _follow(host: Host, store: Store, job: Job, watcher: Watcher, log: Log, offset: int) -> None:
+    state, progress = job.state, None
+    wire: Wire | None = None
+    lost_at: float | None = None
+    while True:
+        try:
+            wire = wire or host.agent(timeout_s=LOOK_S + 15)
+            answer, data = wire.follow(job=job.number, offset=offset, seen=state, progress=progress, wait_s=LOOK_S)
+        except Unreachable as error:
+            wire = None
+            lost_at = reconnecting(host, store, job, error, lost_at, watcher)
+            continue
+        if lost_at is not None:
+            watcher.say("connected again")
+            lost_at = None
+        if data:
+            log.write(data, offset)
+            watcher.log(data)
+            offset += len(data)
+        if answer["progress"] != progress:
+            progress = answer["progress"]
+            watcher.progress(progress)
+        if answer["status"]["state"] != state:
+            state = answer["status"]["state"]
+            record(store, job, answer["status"])
+            if state == "queued":
+                watcher.say(f"job {job.number} waits for the jobs before it")
+        if state in ENDED and offset >= answer["size"]:
+            return
+
+
+def reconnecting(
+    host: Host, store: Store, job: Job, error: Unreachable, lost_at: float | None, watcher: Watcher
+) -> float:
+    """Waits a little before the next try; raises the error when it's been too long, or somebody took the machine down."""
+    host.close()
+    now = time.monotonic()
+    if not store.is_open(job.session):
+        raise OrchestrateError(
+            "the machine was taken down by another command", "`orchestrate status --all` tells its story"
+        )
+    if lost_at is None:
+        watcher.say(f"{error}; the job runs on, reconnecting")
+        lost_at = now
+    elif now - lost_at > GIVE_UP_S:
+        raise error
+    time.sleep(min(5.0, 0.2 + (now - lost_at) / 4))
+    return lost_at
+
+
+@contextlib.contextmanager
+def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) -> Iterator[None]:
+    """Brings the job's outputs home every `every_s` seconds, on a channel of its own, while the caller follows."""
+    over = threading.Event()
+    outputs = sync.Outputs(job.results)
+
+    def loop() -> None:
+        wire: Wire | None = None
+        complaint = ""
+        while not over.wait(every_s):
+            try:
+                wire = wire or host.agent()
+                outputs.pull(wire, job.number, job.outputs, final=False)
+                complaint = ""
+            except (OrchestrateError, OSError) as error:  # the final pull will raise what doesn't mend itself
+                wire = None
+                if str(error) != complaint and not isinstance(error, Unreachable):
+                    complaint = str(error)
+                    say(f"outputs could not be brought home just now: {error}")
+
+    thread = threading.Thread(target=loop, name="pull", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=60)
+
+
+# ---- results ------------------------------------------------------------------------------------------------------
+
+
+def bring_home(wire: Wire, store: Store, job: Job, final: bool) -> sync.Pulled:
+    """Pulls log and outputs; with `final`, everything, verified, and the record says so.
+
+    Raises TransferIncomplete, Refused, Unreachable: then the machine must be kept.
+    """
+    status = bring_log(wire, store, job)
+    pulled = sync.Outputs(job.results).pull(wire, job.number, job.outputs, final)
+    if final:
+        write_json(
+            job.results / "manifest.json",
+            {path: {"size": size, "sha256": digest} for path, (size, digest) in sorted(pulled.files.items())},
+        )
+        note(job, status=status)
+        store.update_job(job, pulled=1)
+    return pulled
+
+
+def bring_log(wire: Wire, store: Store, job: Job) -> dict[str, Any]:
+    """Completes the log at home, and the record; returns the job's state as the machine words it."""
+    log = Log(job.results)
+    try:
+        while True:
+            offset = log.size
+            answer, data = wire.follow(job=job.number, offset=offset, seen="", progress=None, wait_s=0)
+            log.write(data, offset)
+            if log.size >= answer["size"]:
+                record(store, job, answer["status"])
+                status: dict[str, Any] = answer["status"]
+                return status
+    finally:
+        log.close()
+
+
+def note(job: Job, **more: Any) -> None:
+    """Adds to the job's run.json: what ran, where, with which versions, and how it ended."""
+    path = job.results / "run.json"
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(path.read_text("utf-8"))
+    write_json(path, {**known, **more})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written aside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
+    aside.replace(path)

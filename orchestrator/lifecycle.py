@@ -1,0 +1,438 @@
+"""The story: up, run, down; and launch, which is all three.
+
+Record, act, record: the record (`store`) is written before and after every act, so that a command that is killed
+leaves to the next one all that it needs. Whatever happens, either nothing is left that costs money, or the error says
+what is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from infra import provider
+from infra.errors import CreateFailed, InfraError, MayStillExist
+from orchestrator import bootstrap, jobs, payload, sync
+from orchestrator.config import Config, provider_name
+from orchestrator.errors import (
+    JobFailed,
+    MayStillBill,
+    OrchestrateError,
+    TransferIncomplete,
+    Unreachable,
+    UsageError,
+)
+from orchestrator.ssh import Host, generate_key
+from orchestrator.store import Job, MachineRow, Session, Store
+from orchestrator.watch import Proposal, Watcher
+
+SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine takes one to three minutes
+CLIENT_KEY, HOST_KEY = "id_ed25519", "host_ed25519"
+
+
+# ---- up -----------------------------------------------------------------------------------------------------------
+
+
+def up(store: Store, name: str, config: Config, watcher: Watcher) -> Session:
+    """A machine that is ready: the one of this session, or a new one. Raises OrchestrateError, with nothing left."""
+    cloud = load_cloud(provider_name(config))
+    with store.lock(name):
+        session = store.find(name)
+        if session is not None and session.state == "ready":
+            check_same(session, cloud)
+            prepare(session, config, cloud, watcher, fresh=True)
+            return session
+        if session is not None:
+            check_same(session, cloud)
+            watcher.say(f"session {name!r} was left half made; going on with it")
+        proposal = choose(cloud, name, config)
+        if not watcher.agrees(proposal):
+            raise UsageError("nothing was rented", "say yes, or --yes")
+        expires_at = time.time() + proposal.lifetime_s
+        session = session or store.open_session(name, cloud.name, expires_at)
+        with rolled_back(store, session, cloud, watcher):
+            session = create(store, session, cloud, config, proposal, watcher)
+            prepare(session, config, cloud, watcher, fresh=True)
+        store.set_state(session, "ready")
+        return store.pick(name)
+
+
+def choose(cloud: provider.Cloud, name: str, config: Config) -> Proposal:
+    """The cheapest offer that fits, and the next few. Raises UsageError where there is none."""
+    request = config.resources.request()
+    with mapped():
+        offers = cloud.offers(request)
+    if not offers:
+        raise UsageError(f"{cloud.title} has no machine like that", "ask for less, or for another region")
+    return Proposal(name, cloud.title, offers[0], offers[1:4], config.resources.expiry)
+
+
+def create(
+    store: Store, session: Session, cloud: provider.Cloud, config: Config, proposal: Proposal, watcher: Watcher
+) -> Session:
+    """Makes the machine; its keys first, so that its host key is known before anybody connects."""
+    client_public, host_public, host_private = keys(session.folder)
+    spec = provider.MachineSpec(
+        session=session.name,
+        offer=proposal.offer,
+        folder=session.folder,
+        expires_at=session.expires_at,
+        client_public_key=client_public,
+        host_public_key=host_public,
+        host_private_key=host_private,
+        port=config.resources.port or 0,
+    )
+    watcher.say(f"making the machine: {proposal.offer.instance_type} in {cloud.title}")
+    created_at = time.time()
+    with mapped():
+        machine = cloud.create(spec, watcher.say)
+    row = MachineRow(
+        machine.id, machine.host, machine.port, machine.user, host_public, proposal.offer.region,
+        proposal.offer.instance_type, proposal.offer.price_per_hour, proposal.offer.currency, created_at, None,
+    )  # fmt: skip
+    store.add_machine(session, row)
+    return replace(session, machine=row)
+
+
+def keys(folder: Path) -> tuple[str, str, str]:
+    """The session's client and host keys, made once: client public, host public, host private."""
+    for name in (CLIENT_KEY, HOST_KEY):
+        if not (folder / name).exists():
+            pair = generate_key()
+            write_secret(folder / f"{name}.pub", pair.public + "\n")
+            write_secret(folder / name, pair.private)
+    client_public = (folder / f"{CLIENT_KEY}.pub").read_text().strip()
+    host_public = (folder / f"{HOST_KEY}.pub").read_text().strip()
+    return client_public, host_public, (folder / HOST_KEY).read_text()
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A new file that only its owner reads."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+
+
+def prepare(session: Session, config: Config, cloud: provider.Cloud, watcher: Watcher, fresh: bool) -> bootstrap.Ready:
+    """Logs in, waiting for SSH to come up, and makes the machine ready for the file's tools."""
+    with connect(session) as host:
+        host.wait(SSH_DEADLINE_S if session.state == "creating" else 0, watcher.say)
+        with host.agent() as wire:
+            gpus = config.resources.request().gpus
+            return bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, watcher.say, fresh)
+
+
+@contextlib.contextmanager
+def rolled_back(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> Iterator[None]:
+    """Whatever goes wrong while a machine is made, Ctrl-C too: it's gone before the error is seen, or the error is 4."""
+    try:
+        yield
+    except MayStillBill:
+        raise
+    except BaseException as error:
+        store.note(session, f"up failed: {error or type(error).__name__}")
+        watcher.say("removing what was made")
+        take_away(store, session, cloud, watcher)
+        raise
+
+
+# ---- run ----------------------------------------------------------------------------------------------------------
+
+
+def run(
+    store: Store, session: Session, config: Config, argv: list[str] | None, watcher: Watcher, detach: bool = False
+) -> Job:
+    """Sends the work, queues it, follows it to its end and brings everything home.
+
+    Ctrl-C detaches and never kills: KeyboardInterrupt leaves the job running. The job returned has ended, well or not;
+    with `detach` it is only queued. Raises OrchestrateError.
+    """
+    with store.lock(session.name), connect(session) as host:
+        cloud = load_cloud(session.provider)
+        with host.agent() as wire:
+            gpus = config.resources.request().gpus
+            ready = bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, watcher.say)
+            job = payload.submit(store, session, config, argv, host, wire, ready, watcher)
+        watcher.say(f"job {job.number}: {job.command}")
+    if detach:
+        return job
+    with connect(session) as host:
+        return finish(host, store, job, watcher, offset=0)
+
+
+def finish(host: Host, store: Store, job: Job, watcher: Watcher, offset: int) -> Job:
+    """Follows the job to its end, then brings all of its results home."""
+    jobs.follow(host, store, job, watcher, offset, payload.setting(job, "pull_every", 30))
+    with host.agent() as wire:
+        pulled = jobs.bring_home(wire, store, job, final=True)
+    job = store.reread(job)
+    watcher.say(f"results: {len(pulled.files)} files in {job.results}")
+    if pulled.skipped:
+        watcher.say(
+            f"not taken, since they are links or no plain files: {', '.join(map(sync.shown, pulled.skipped[:5]))}"
+        )
+    return job
+
+
+def check_succeeded(job: Job) -> None:
+    """Raises JobFailed for a job that didn't."""
+    if job.state != "succeeded":
+        raise JobFailed(f"job {job.number} {job.state}: {job.reason}", f"its log: {job.results / 'log.txt'}")
+
+
+# ---- down ---------------------------------------------------------------------------------------------------------
+
+
+def down(store: Store, name: str, watcher: Watcher, discard: bool = False) -> Session:
+    """Stops what runs, brings the last results home, ends the machine, and asks the cloud until nothing is left.
+
+    A machine whose results couldn't be brought home is kept, unless `discard`. Twice is a success twice.
+    """
+    with store.lock(name):
+        session = store.pick(name)
+        cloud = load_cloud(session.provider)
+        if not discard:
+            bring_everything_home(store, session, cloud, watcher)
+        return take_away(store, session, cloud, watcher)
+
+
+def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> None:
+    """Every job's results that aren't home yet; running jobs are stopped, with time for a checkpoint."""
+    waiting = [job for job in store.jobs(session) if not job.pulled]
+    if not waiting or session.machine is None:
+        return
+    listed = ", ".join(str(job.number) for job in waiting)
+    try:
+        with connect(session) as host, host.agent() as wire:
+            jobs.refresh(wire, store, waiting)
+            for job in reversed(waiting):  # the queued ones first, so that none starts meanwhile
+                if not store.reread(job).ended:
+                    jobs.stop(wire, store, job, payload.setting(job, "stop_grace", 30), watcher.say)
+            for job in waiting:
+                if not store.reread(job).pulled:
+                    jobs.bring_home(wire, store, job, final=True)
+                    watcher.say(f"job {job.number}: results in {job.results}")
+    except Unreachable as error:
+        with mapped():
+            left = cloud.survivors(session.name, session.folder)
+        if left:
+            raise Unreachable(
+                f"{error}; the results of job {listed} are still on the machine, which is kept",
+                f"try again; `orchestrate down {session.name} --discard` gives the results up",
+            ) from error
+        raise TransferIncomplete(
+            f"the machine has ended by itself, and the results of job {listed} did not all come home",
+            f"nothing is billing; `orchestrate down {session.name} --discard` gives them up and closes the session",
+        ) from error
+    except TransferIncomplete as error:
+        raise TransferIncomplete(
+            f"{error}; the machine is kept, and goes on costing what it costs", error.hint
+        ) from error
+
+
+def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> Session:
+    """Ends the machine and closes the session once the cloud itself says that nothing is left. Raises MayStillBill."""
+    store.set_state(session, "closing")
+    again = f"`orchestrate down {session.name} --discard` tries again"
+    try:
+        with patience(watcher.say):
+            cloud.destroy(session.name, session.folder, watcher.say)
+            left = cloud.survivors(session.name, session.folder)
+    except InfraError as error:
+        raise MayStillBill(
+            f"the machine of {session.name!r} may still be there: {error}", error.hint or again
+        ) from error
+    if left:
+        raise MayStillBill(f"still there of session {session.name!r}: {'; '.join(left)}", again)
+    store.set_state(session, "closed")
+    shutil.rmtree(session.folder, ignore_errors=True)
+    return next(closed for closed in store.sessions(every=True) if closed.id == session.id)
+
+
+# ---- launch -------------------------------------------------------------------------------------------------------
+
+
+def launch(store: Store, name: str, config: Config, argv: list[str] | None, watcher: Watcher) -> tuple[Job, Session]:
+    """up, run, down in one. The machine goes down whatever happens, Ctrl-C too; only results that can't be brought home keep it."""
+    session = up(store, name, config, watcher)
+    try:
+        job = run(store, session, config, argv, watcher)
+    except BaseException as error:
+        watcher.say(
+            "interrupted; stopping the job" if isinstance(error, KeyboardInterrupt) else f"that failed: {error}"
+        )
+        with patience(watcher.say):
+            down(store, name, watcher)
+        raise
+    with patience(watcher.say):
+        return job, down(store, name, watcher)
+
+
+@contextlib.contextmanager
+def patience(say: Callable[[str], None]) -> Iterator[None]:
+    """While a machine is taken away, further Ctrl-Cs are answered and not obeyed."""
+
+    def answer(*_: object) -> None:
+        say("still taking the machine down; it would go on costing otherwise")
+
+    before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- looking, fetching, stopping ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A session as `status` shows it: the record, made fresh by the machine where it answers."""
+
+    session: Session
+    jobs: list[Job]
+    answers: bool | None  # None: not asked
+    problem: str = ""
+
+
+def look(store: Store, session: Session) -> Seen:
+    """Asks the session's machine what its jobs do. A machine that doesn't answer is a fact, not an error."""
+    known = store.jobs(session)
+    if session.state == "closed" or session.machine is None:
+        return Seen(session, known, None)
+    try:
+        with connect(session) as host, host.agent(timeout_s=10) as wire:
+            jobs.refresh(wire, store, [job for job in known if not job.pulled])
+    except OrchestrateError as error:
+        return Seen(session, known, False, str(error))
+    return Seen(session, store.jobs(session), True)
+
+
+def find_job(store: Store, name: str | None, number: int | None) -> tuple[Session, Job]:
+    """The job a command means: of the named session, or of the only one; or, all closed, of the last one of that name.
+
+    Raises UsageError.
+    """
+    session = store.find(name) if name else None
+    if session is None:
+        past = [s for s in store.sessions(every=True) if s.name == name]
+        session = past[-1] if past else store.pick(name)
+    return session, store.job(session, number)
+
+
+def logs(store: Store, session: Session, job: Job, watcher: Watcher, follow: bool, offset: int) -> Job:
+    """Shows the log from that byte on; with `follow` until the job has ended, and then brings its results home."""
+    if job.pulled or session.state == "closed":
+        log = jobs.Log(job.results)
+        for piece in log.read(offset):
+            watcher.log(piece)
+        store.update_job(job, shown=log.size)
+        log.close()
+        return job
+    with connect(session) as host:
+        if follow:
+            return finish(host, store, job, watcher, offset)
+        with host.agent() as wire:
+            jobs.bring_log(wire, store, job)
+    log = jobs.Log(job.results)
+    for piece in log.read(offset):
+        watcher.log(piece)
+    log.close()
+    return store.reread(job)
+
+
+def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:
+    """What the job has written so far; everything, verified, where it has ended."""
+    if session.state == "closed":
+        raise UsageError(f"session {session.name!r} is closed", f"what came home of it is in {job.results}")
+    with connect(session) as host, host.agent() as wire:
+        jobs.refresh(wire, store, [job])
+        job = store.reread(job)
+        pulled = jobs.bring_home(wire, store, job, final=job.ended)
+    return pulled, store.reread(job)
+
+
+def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
+    """Ends the job, with its grace, and brings its results home. One that has ended already stays as it ended."""
+    if session.state == "closed":
+        raise UsageError(f"session {session.name!r} is closed", "its jobs have ended")
+    with connect(session) as host, host.agent() as wire:
+        jobs.stop(wire, store, job, payload.setting(job, "stop_grace", 30), watcher.say)
+        if not store.reread(job).pulled:
+            jobs.bring_home(wire, store, job, final=True)
+    return store.reread(job)
+
+
+def closed_before(store: Store, name: str | None) -> Session | None:
+    """The last session of that name where it is closed already: taken down twice is down."""
+    if name is None or store.find(name):
+        return None
+    past = [session for session in store.sessions(every=True) if session.name == name]
+    return past[-1] if past else None
+
+
+def what_is_open(store: Store) -> str:
+    """What a Ctrl-C leaves, in words for its last line."""
+    running = [
+        f"job {job.number} runs on: `orchestrate logs {session.name} -f` comes back to it, "
+        f"`orchestrate stop {session.name}` ends it"
+        for session in store.sessions()
+        for job in store.jobs(session)
+        if not job.ended
+    ]
+    opened = [f"{session.name} is up: `orchestrate down {session.name}` ends it" for session in store.sessions()]
+    return "; ".join([*running, *opened]) or "nothing is left"
+
+
+# ---- what the verbs share -----------------------------------------------------------------------------------------
+
+
+def connect(session: Session) -> Host:
+    """The session's machine; opens at first use. Raises UsageError where it has none yet."""
+    machine = session.machine
+    if machine is None:
+        raise UsageError(
+            f"session {session.name!r} has no machine: it was left {session.state}",
+            f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
+        )
+    return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
+
+
+def load_cloud(name: str) -> provider.Cloud:
+    """The cloud of that name. Raises UsageError."""
+    with mapped():
+        return provider.load(name)
+
+
+def check_same(session: Session, cloud: provider.Cloud) -> None:
+    """Raises UsageError where the session is in another cloud, or on its way out."""
+    if session.state == "closing":
+        raise UsageError(
+            f"session {session.name!r} is being taken down", f"`orchestrate down {session.name}` finishes that"
+        )
+    if session.provider != cloud.name:
+        raise UsageError(
+            f"session {session.name!r} is open in {session.provider}, not {cloud.name}",
+            f"`orchestrate down {session.name}` ends it; or choose another name",
+        )
+
+
+@contextlib.contextmanager
+def mapped() -> Iterator[None]:
+    """The one edge where errors of `infra` become ours."""
+    try:
+        yield
+    except MayStillExist as error:
+        raise MayStillBill(f"{error}: {'; '.join(error.survivors)}", error.hint) from error
+    except CreateFailed as error:
+        raise OrchestrateError(f"{error}; nothing of it is left", error.hint) from error
+    except InfraError as error:
+        raise UsageError(str(error), error.hint) from error

@@ -1,0 +1,182 @@
+"""What a run sends: the working folder, the inputs, the trainer, and the words that start the job."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator import jobs, sync
+from orchestrator.bootstrap import Ready
+from orchestrator.config import Config, resolve_envs, resolve_secrets
+from orchestrator.errors import OrchestrateError, Unreachable, UsageError
+from orchestrator.quantities import parse_duration
+from orchestrator.ssh import Host
+from orchestrator.store import Job, Session, Store
+from orchestrator.watch import Watcher
+from orchestrator.wire import Wire
+
+TRAIN = ["python", "-m", "trainer", "train"]
+DIFF_BYTES = 10 << 20  # of a dirty tree's diff that is kept with the results
+
+
+def submit(
+    store: Store,
+    session: Session,
+    config: Config,
+    argv: list[str] | None,
+    host: Host,
+    wire: Wire,
+    ready: Ready,
+    watcher: Watcher,
+) -> Job:
+    """Records the job, sends what it needs, queues it. Raises OrchestrateError; then it is recorded as not started."""
+    env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is sent
+    started = time.monotonic()
+    work = work_tree(config, argv)
+    inputs = {name: input_tree(path) for name, path in config.input_paths().items()}
+    library = trainer_tree()
+    spec = jobs.Spec(
+        argv=argv or (list(config.run) if isinstance(config.run, (list, tuple)) and config.run else None),
+        script=config.run if isinstance(config.run, str) and config.run and not argv else None,
+        setup=config.setup,
+        tree=work.id if work else None,
+        libraries=[library.id],
+        inputs={name: tree.id for name, tree in inputs.items()},
+        python=ready.python,
+        stop_grace_s=config.stop_grace,
+    )
+    if spec.argv is None and spec.script is None:
+        spec = jobs.Spec(**{**spec.__dict__, "argv": TRAIN})
+    results = config.workdir_path() / "results" / session.name
+    job = store.add_job(session, uuid.uuid4().hex, spec.words, list(config.outputs), results)
+    try:
+        for tree in [tree for tree in (work, *inputs.values(), library) if tree]:
+            say_pushed(sync.push(wire, tree), tree, watcher.say)
+        write_record(job, session, config, spec, env, ready, work, round(time.monotonic() - started, 3))
+        try:
+            jobs.submit(wire, session.name, job, spec, env)
+        except Unreachable:  # the reply may be lost, and the job be there: asked twice it is one job
+            watcher.say("the line broke while the job was submitted; asking again")
+            host.close()
+            with host.agent() as second:
+                jobs.submit(second, session.name, job, spec, env)
+    except Unreachable:
+        raise  # its fate is unknown: it stays "submitting", and the next look at the machine tells
+    except OrchestrateError as error:
+        store.update_job(job, state="failed", reason=f"could not be submitted: {error}"[:1000], pulled=1)
+        raise
+    return store.reread(job)
+
+
+def work_tree(config: Config, argv: list[str] | None) -> sync.Tree | None:
+    """The working folder as it is sent; None where nothing of it is run. Raises UsageError."""
+    if config.source is None and not argv:
+        return None  # no file and no command: the trainer needs nothing from here
+    root = config.workdir_path()
+    if root in (Path.home(), Path(root.anchor)):
+        raise UsageError(
+            f"{root} would be sent as a whole", "go to the folder of your project, or name it as `workdir:`"
+        )
+    names = sync.working_files(root, list(config.exclude))
+    if not names:
+        return None
+    return sync.read_tree(root, names)
+
+
+def input_tree(path: Path) -> sync.Tree:
+    """A folder or a file under `inputs:`, whole: what git ignores is sent too."""
+    if path.is_dir():
+        return sync.read_tree(path, sync.every_file(path))
+    return sync.read_tree(path.parent, [path.name])
+
+
+def trainer_tree() -> sync.Tree:
+    """The trainer package, as a folder to put on the path. It is found, not imported."""
+    spec = importlib.util.find_spec("trainer")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    names = [name for name in sync.every_file(folder) if "__pycache__" not in name]
+    return sync.read_tree(folder, names, prefix="trainer/")
+
+
+def say_pushed(pushed: sync.Pushed, tree: sync.Tree, say: Callable[[str], None]) -> None:
+    """One line for a tree that wasn't there yet."""
+    if pushed.sent_files:
+        say(
+            f"sent {pushed.sent_files} of {pushed.files} files of {tree.root.name} ({pushed.sent_bytes / 2**20:.1f} MiB)"
+        )
+
+
+def write_record(
+    job: Job,
+    session: Session,
+    config: Config,
+    spec: jobs.Spec,
+    env: dict[str, str],
+    ready: Ready,
+    work: sync.Tree | None,
+    seconds: float,
+) -> None:
+    """The beginning of run.json, and the diff of a dirty git tree: enough to know what ran, and to run it again."""
+    root = config.workdir_path()
+    python = next((e for e in ready.facts.environments.values() if e["path"] == ready.python), ready.facts.python)
+    machine = session.machine
+    jobs.note(
+        job,
+        session=session.name,
+        number=job.number,
+        command=spec.argv if spec.argv is not None else spec.script,
+        setup=spec.setup,
+        config=json.loads(config.model_dump_json()),
+        env_names=sorted(env),
+        git=git_state(root, job.results) if work else None,
+        submitted_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        seconds={"prepare": ready.steps, "push": seconds},
+        machine={
+            **{name: ready.facts.raw[name] for name in ("os", "arch", "kernel", "cpus", "memory_gib", "gpus")},
+            "provider": session.provider,
+            "instance_type": machine.instance_type if machine else "",
+            "price_per_hour": machine.price_per_hour if machine else None,
+        },
+        versions={"python": python["version"], **dict(sorted(python["packages"].items()))},
+        client={"python": platform.python_version(), "orchestrate": own_version()},
+    )
+
+
+def git_state(root: Path, results: Path) -> dict[str, Any] | None:
+    """The commit, and whether the tree differs from it; the difference goes into diff.patch."""
+    head = sync.git(root, "rev-parse", "HEAD") if sync.has_git() else None
+    if head is None or head.returncode:
+        return None
+    diff = sync.git(root, "diff", "--binary", "HEAD", "--", ".").stdout
+    results.mkdir(parents=True, exist_ok=True)
+    if diff:
+        (results / "diff.patch").write_bytes(diff[:DIFF_BYTES])
+    untracked = sync.git(root, "ls-files", "--others", "--exclude-standard", "-z", ".").stdout.split(b"\0")
+    return {
+        "commit": head.stdout.decode().strip(),
+        "dirty": bool(diff),
+        "untracked": [os.fsdecode(name) for name in untracked if name][:1000],
+    }
+
+
+def own_version() -> str:
+    """This project's version."""
+    import importlib.metadata
+
+    return importlib.metadata.version("orchestrate")
+
+
+def setting(job: Job, name: str, default: float) -> float:
+    """A number of the job's configuration, as its run.json has it."""
+    try:
+        return parse_duration(json.loads((job.results / "run.json").read_text("utf-8"))["config"][name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return default

@@ -1,0 +1,5 @@
+"""What runs on the machine: standard library only, Python 3.8 and up, sent as the files they are.
+
+`agent.py` answers one client over one SSH channel. `supervisor.py` owns one job from queue to exit record and needs no
+client at all. Nothing here is imported by the rest of the package; it is read as text.
+"""

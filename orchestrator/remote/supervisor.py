@@ -1,0 +1,382 @@
+"""One job, from the queue to its exit record: `python3 supervisor.py FOLDER`.
+
+A job is a folder. One supervisor owns it, holds its lock, and outlives every connection; the client only ever reads
+the files below. Jobs run in the order of their numbers: each supervisor waits on its predecessors' locks, which the
+kernel frees when they end, however they end. Standard library only, Python 3.8 and up.
+
+    jobs/0007/job.json       what to run (written by the agent)
+    jobs/0007/env.json       the job's own variables, mode 0600; removed when the job starts
+    jobs/0007/lock           held while the supervisor lives; its pid is inside
+    jobs/0007/state.json     queued, preparing, setup, running; with pid, boot id and times
+    jobs/0007/exit.json      how it ended; the file's space is taken beforehand, so that a full disk can't swallow it
+    jobs/0007/log            what the job printed, stdout and stderr as one
+    jobs/0007/progress.json  the job's own progress, if it writes $ORCHESTRATE_PROGRESS
+    jobs/0007/work/          the job's working folder: a copy of what was pushed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Dict
+
+Record = Dict[str, Any]  # a job's state, as state.json or exit.json has it
+ROOT = os.path.expanduser("~/.orchestrate")
+RECORD_BYTES = 4096  # the exit record's reserved size
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def path(*parts: str) -> str:
+    """A path below the root of everything of ours on this machine."""
+    return os.path.join(ROOT, *parts)
+
+
+def job_folder(number: int) -> str:
+    return path("jobs", f"{number:04d}")
+
+
+def read_json(name: str) -> Any:
+    """The file's content, or None where it is missing or only half there."""
+    try:
+        with open(name, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(name: str, value: Any) -> None:
+    """Written aside, then renamed: a reader never sees half a file."""
+    aside = f"{name}.{os.getpid()}"
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, name)
+
+
+def boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+# ---- what a client may ask of a job's folder ----------------------------------------------------------------------
+
+
+def supervisor_pid(folder: str) -> int:
+    """The pid of the supervisor that holds the job's lock, or 0 where none lives."""
+    try:
+        with open(os.path.join(folder, "lock"), "rb+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return int(file.read() or 0)
+            return 0
+    except OSError:
+        return 0
+
+
+def status(folder: str) -> Record:
+    """The job's state in one dict: its exit record where it ended, else what it is doing, else `lost` with a reason."""
+    ended: Record | None = read_json(os.path.join(folder, "exit.json"))
+    if ended:
+        return ended
+    doing: Record = read_json(os.path.join(folder, "state.json")) or {"state": "queued"}
+    if (
+        supervisor_pid(folder) or time.time() - doing.get("at", os.stat(folder).st_mtime) < 5
+    ):  # 5 s: it is just starting
+        return doing
+    ended = read_json(os.path.join(folder, "exit.json"))  # it may have ended between the two looks
+    if ended:
+        return ended
+    rebooted = doing.get("boot_id") not in (None, boot_id())
+    reason = "the machine was rebooted" if rebooted else "its supervisor was killed"
+    return dict(doing, state="lost", reason=reason)
+
+
+# ---- the job ------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Somebody asked for the end of a job that wasn't running yet."""
+
+
+class Supervisor:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.number = int(os.path.basename(folder))
+        self.job = read_json(self.file("job.json"))
+        self.work = self.file("work")
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stopping = False
+        self.started_at: float | None = None
+
+    def file(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def run(self) -> None:
+        with open(self.file("lock"), "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return  # this job has its supervisor already
+            if os.path.exists(self.file("exit.json")):
+                return
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, self.on_signal)
+            self.reserve_record()
+            try:
+                self.record_exit(self.supervise())
+            except Stopped:
+                self.record_exit({"state": "stopped", "reason": "stopped before it started"})
+            except Exception as error:
+                self.say(f"the job could not be started: {error}")
+                self.record_exit({"state": "failed", "reason": f"could not be started: {error}"})
+
+    def supervise(self) -> Record:
+        self.enter("queued")
+        self.wait_for_predecessors()
+        self.enter("preparing")
+        self.started_at = time.time()
+        self.prepare()
+        env = self.environment()
+        if self.job.get("setup"):
+            failed = self.set_up(env)
+            if failed:
+                return failed
+        return self.execute("running", self.job["argv"] or shell(self.job["script"]), env)
+
+    def on_signal(self, number: int, frame: Any) -> None:
+        """The first request to stop becomes SIGTERM for the job's whole group, and SIGKILL after its grace."""
+        if self.stopping:
+            return
+        self.stopping = True
+        if self.process is None:
+            raise Stopped
+        self.say(f"stopping: {self.job['stop_grace_s']} s for a last checkpoint")
+        self.signal_group(signal.SIGTERM)
+        signal.signal(signal.SIGALRM, lambda *_: self.signal_group(signal.SIGKILL))
+        signal.setitimer(signal.ITIMER_REAL, max(self.job["stop_grace_s"], 0.1))
+
+    def wait_for_predecessors(self) -> None:
+        """Waits on the lock of every job before this one, then until none of its processes is left."""
+        for name in sorted(os.listdir(path("jobs"))):
+            if not name.isdigit() or int(name) >= self.number:
+                continue
+            folder = path("jobs", name)
+            with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "lock"), "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            group = (read_json(os.path.join(folder, "state.json")) or {}).get("group")
+            while group and not os.path.exists(os.path.join(folder, "exit.json")) and group_lives(group):
+                time.sleep(0.5)  # its supervisor was killed, but the job runs on
+
+    def prepare(self) -> None:
+        """The working folder: the pushed tree copied, the inputs linked, the outputs folder made."""
+        os.makedirs(self.work, exist_ok=True)
+        tree = self.job.get("tree")
+        if tree:
+            copy_tree(path("trees", tree), self.work)
+        for name, source in self.job.get("inputs", {}).items():
+            link = os.path.join(self.work, name)
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            if os.path.lexists(link):
+                os.unlink(link)
+            os.symlink(path("trees", source), link)
+        os.makedirs(os.path.join(self.work, "outputs"), exist_ok=True)
+
+    def environment(self) -> dict[str, str]:
+        env = dict(os.environ)
+        env.update(
+            ORCHESTRATE_SESSION=self.job["session"],
+            ORCHESTRATE_JOB=str(self.number),
+            ORCHESTRATE_OUTPUTS=os.path.join(self.work, "outputs"),
+            ORCHESTRATE_SHARED=path("shared"),
+            ORCHESTRATE_PROGRESS=self.file("progress.json"),
+            ORCHESTRATE_REASON=self.file("reason"),
+            PYTHONUNBUFFERED="1",
+        )
+        libraries = [path("trees", tree) for tree in self.job.get("libraries", [])]
+        env["PYTHONPATH"] = os.pathsep.join(libraries + ([env["PYTHONPATH"]] if env.get("PYTHONPATH") else []))
+        bin_folder = os.path.dirname(self.job["python"])
+        env["PATH"] = os.pathsep.join([bin_folder, env.get("PATH", os.defpath)])
+        if os.path.exists(os.path.join(os.path.dirname(bin_folder), "pyvenv.cfg")):
+            env["VIRTUAL_ENV"] = os.path.dirname(bin_folder)
+        os.makedirs(path("shared"), exist_ok=True)
+        env.update(read_json(self.file("env.json")) or {})
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.file("env.json"))
+        return env
+
+    def set_up(self, env: dict[str, str]) -> Record | None:
+        """Runs the setup script where it hasn't run on this machine in this form. Returns the end of a failed one."""
+        marker = path("setup", setup_key(self.job["setup"], self.work, self.job.get("tree") or ""))
+        if os.path.exists(marker):
+            return None
+        self.say("setup")
+        end = self.execute("setup", shell(self.job["setup"]), env)
+        if end["state"] != "succeeded":
+            return dict(end, reason=f"setup failed: {end['reason']}" if end["state"] == "failed" else end["reason"])
+        os.makedirs(path("setup"), exist_ok=True)
+        write_json(marker, {"job": self.number, "at": time.time()})
+        return None
+
+    def execute(self, state: str, argv: list[str], env: dict[str, str]) -> Record:
+        """Runs argv in a session of its own, its output in the log, and says how it ended."""
+        kills_before = oom_kills()
+        with open(self.file("log"), "ab") as log:
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+            try:  # a stop that comes while the process starts must find the process
+                self.process = subprocess.Popen(
+                    argv,
+                    cwd=self.work,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, held),
+                )
+            except OSError as error:
+                self.say(f"{argv[0]}: {error.strerror}")
+                code = 127 if isinstance(error, FileNotFoundError) else 126
+                return {"state": "failed", "code": code, "reason": f"{argv[0]}: {error.strerror}"}
+            finally:
+                self.enter(state, group=self.process.pid if self.process else None)
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        code = self.process.wait()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.signal_group(signal.SIGKILL)  # what the job left behind in its group ends with it
+        end = self.describe(code, oom_kills() > kills_before)
+        if state == "setup":
+            self.process = None  # a stop from here on is one before the start; after the run it comes too late
+        return end
+
+    def describe(self, code: int, oom: bool) -> Record:
+        """How it ended, in words, from the wait status: negative codes are signals."""
+        try:
+            with open(self.file("reason"), encoding="utf-8") as file:
+                own_reason = file.read(200).strip()
+        except OSError:
+            own_reason = ""
+        if code == 0:
+            return {"state": "succeeded", "code": 0, "reason": own_reason}
+        if self.stopping:
+            return {"state": "stopped", "code": code if code > 0 else 128 - code, "reason": own_reason or "stopped"}
+        if code > 0:
+            return {"state": "failed", "code": code, "reason": own_reason or f"exit code {code}"}
+        reason = "oom" if oom and -code == signal.SIGKILL else f"killed by {signal.Signals(-code).name}"
+        return {"state": "failed", "code": 128 - code, "signal": -code, "reason": reason}
+
+    def signal_group(self, number: int) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
+
+    # ---- records ----
+
+    def enter(self, state: str, **more: Any) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not stop the job
+            write_json(
+                self.file("state.json"),
+                dict(more, state=state, at=time.time(), started_at=self.started_at, boot_id=boot_id()),
+            )
+
+    def say(self, line: str) -> None:
+        with contextlib.suppress(OSError), open(self.file("log"), "a", encoding="utf-8") as log:
+            log.write(f"[orchestrate] {line}\n")
+
+    def reserve_record(self) -> None:
+        with open(self.file("exit.reserved"), "wb") as file:
+            file.write(b" " * RECORD_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def record_exit(self, end: Record) -> None:
+        """Overwrites the reserved file in place, then renames it: no block of disk is needed."""
+        record = dict(end, started_at=self.started_at, ended_at=time.time(), boot_id=boot_id())
+        record["reason"] = record.get("reason", "")[:1000]
+        with open(self.file("exit.reserved"), "r+b") as file:
+            file.write(json.dumps(record).encode().ljust(RECORD_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.file("exit.reserved"), self.file("exit.json"))
+
+
+# ---- pieces -------------------------------------------------------------------------------------------------------
+
+
+def shell(script: str) -> list[str]:
+    """The argv of a multi-line script that stops at its first failing line."""
+    bash = shutil.which("bash")
+    return [bash, "-eo", "pipefail", "-c", script] if bash else ["/bin/sh", "-ec", script]
+
+
+def setup_key(script: str, work: str, tree: str) -> str:
+    """Setup runs again when its text changes, or a file that it names; with an editable install, when anything does."""
+    digest = hashlib.sha256(script.encode())
+    words = (
+        shlex.split(script, comments=True) if script.count("'") % 2 == script.count('"') % 2 == 0 else script.split()
+    )
+    for word in words:
+        name = os.path.join(work, word)
+        if os.path.isfile(name):
+            with open(name, "rb") as file:
+                digest.update(file.read())
+    if {"-e", "--editable"} & set(words) or any(os.path.isdir(os.path.join(work, word)) for word in words):
+        digest.update(tree.encode())
+    return digest.hexdigest()[:16]
+
+
+def copy_tree(source: str, target: str) -> None:
+    """Copies files, modes, times and links; what is copied is writable, since trees are not."""
+    for folder, _, files in os.walk(source):
+        into = os.path.join(target, os.path.relpath(folder, source))
+        os.makedirs(into, exist_ok=True)
+        for name in files:
+            origin, copy = os.path.join(folder, name), os.path.join(into, name)
+            shutil.copy2(origin, copy, follow_symlinks=False)
+            if not os.path.islink(copy):
+                os.chmod(copy, os.stat(copy).st_mode | 0o200)
+        for name in os.listdir(folder):  # links to folders: os.walk lists them as folders and goes no further
+            origin, copy = os.path.join(folder, name), os.path.join(into, name)
+            if os.path.islink(origin) and not os.path.lexists(copy):
+                os.symlink(os.readlink(origin), copy)
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for memory, here since boot (Linux 4.13 and up), else 0."""
+    try:
+        with open("/proc/vmstat") as file:
+            return int(dict(line.split() for line in file).get("oom_kill", 0))
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    Supervisor(sys.argv[1]).run()

@@ -1,0 +1,227 @@
+"""What a person sees: steps, plans, tables, the live bar. Steps go to stderr, the job's own output to stdout."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import re
+import sys
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import UsageError
+from orchestrator.watch import Proposal
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+    from orchestrator.lifecycle import Seen
+
+# Escape sequences, and the control characters (C0 and C1) but for tab, newline and carriage return.
+CONTROL = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])?|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+)
+LONGEST_LINE = 1 << 16
+
+
+def clean(text: str) -> str:
+    """The text without what could steer a terminal."""
+    return CONTROL.sub("", text)
+
+
+class Lines:
+    """Bytes as they arrive, as lines of clean text; of a line that was overwritten by \\r only the last state."""
+
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.rest = ""
+
+    def feed(self, data: bytes) -> list[str]:
+        """The lines that are complete now; `rest` is the one that isn't."""
+        *whole, self.rest = (self.rest + self.decoder.decode(data)).replace("\r\n", "\n").split("\n")
+        if len(self.rest) > LONGEST_LINE:
+            whole.append(self.rest)
+            self.rest = ""
+        if "\r" in self.rest[:-1]:
+            self.rest = (
+                self.rest.rpartition("\r")[2]
+                if not self.rest.endswith("\r")
+                else self.rest[:-1].rpartition("\r")[2] + "\r"
+            )
+        return [clean(line.rstrip("\r").rpartition("\r")[2]) for line in whole]
+
+
+class Terminal:
+    """A Watcher that prints. Where stdout is a terminal, a live bar stands below the log; elsewhere bytes pass as they are."""
+
+    def __init__(self, yes: bool, json: bool = False) -> None:
+        self.yes = yes
+        self.out = sys.stderr if json else sys.stdout  # JSON has stdout for itself
+        self.live_possible = self.out.isatty() and sys.stderr.isatty()
+        self.lines = Lines()
+        self.bar: Live | None = None
+
+    # ---- the Watcher's part ----
+
+    def say(self, line: str) -> None:
+        """A step, on stderr."""
+        self._print_err(clean(line))
+
+    def agrees(self, proposal: Proposal) -> bool:
+        """Shows what will be rented; asks, unless it's free or --yes was said. Raises UsageError where nobody can answer."""
+        for line in describe(proposal):
+            self._print_err(line)
+        if self.yes or proposal.offer.price_per_hour == 0:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError("this costs money, and nobody is here to say yes", "add --yes")
+        return self.confirms("rent it?")
+
+    def confirms(self, question: str) -> bool:
+        """Asks; where --yes was said, or nobody is there to answer, it's a yes."""
+        if self.yes or not sys.stdin.isatty():
+            return True
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes", "是")
+
+    def log(self, data: bytes) -> None:
+        """The job's own output, on stdout; with --json on stderr."""
+        if not self.out.isatty():
+            self.out.buffer.write(data)
+            self.out.buffer.flush()
+            return
+        for line in self.lines.feed(data):
+            if self.bar:
+                from rich.text import Text
+
+                self.bar.console.print(Text(line), soft_wrap=True)
+            else:
+                print(line, file=self.out, flush=True)
+
+    def progress(self, progress: dict[str, Any] | None) -> None:
+        """The live bar; nothing where there is no terminal."""
+        if not self.live_possible or not progress:
+            return
+        if self.bar is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            self.bar = Live(console=Console(file=sys.stderr), transient=True, refresh_per_second=8)
+            self.bar.start()
+        self.bar.update(bar_line(progress))
+
+    def close(self) -> None:
+        """Takes the bar away and prints what is left of the last line."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+        rest = clean(self.lines.rest.rstrip("\r").rpartition("\r")[2])
+        if rest:
+            print(rest, file=self.out, flush=True)
+        self.lines.rest = ""
+
+    def _print_err(self, line: str) -> None:
+        if self.bar is not None:
+            from rich.text import Text
+
+            self.bar.console.print(Text(line, style="dim"), soft_wrap=True)
+        else:
+            with contextlib.suppress(OSError):  # the terminal may be gone; what is being done must still be done
+                print(line, file=sys.stderr, flush=True)
+
+
+# ---- words --------------------------------------------------------------------------------------------------------
+
+
+def describe(proposal: Proposal) -> list[str]:
+    """The plan: the machine, its price, its end, and what else there would be."""
+    offer = proposal.offer
+    gpus = f", {offer.gpus} x {offer.gpu}" if offer.gpus else ""
+    spot = ", spot" if offer.spot else ""
+    until = datetime.fromtimestamp(time.time() + proposal.lifetime_s).strftime("%Y-%m-%d %H:%M")
+    lines = [
+        f"session   {proposal.session}",
+        f"machine   {proposal.title}, {offer.region}: {offer.instance_type}{gpus}, {offer.cpus} CPUs, {offer.memory_gib:g} GiB{spot}",
+        f"price     {offer.price}" + (f", at most {proposal.at_most:.2f} {offer.currency}" if proposal.at_most else ""),
+        f"ends      {until} at the latest, by itself",
+    ]
+    lines += [f"or        {o.region}: {o.instance_type}, {o.price}" for o in proposal.alternatives]
+    return lines
+
+
+def bar_line(progress: dict[str, Any]) -> Table:
+    """The job's progress on one line: how far, loss, accuracy, speed, time left."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    def number(name: str) -> float | None:
+        value = progress.get(name)
+        return float(value) if isinstance(value, (int, float)) else None
+
+    epoch, epochs, batch, batches = (number(name) or 0 for name in ("epoch", "epochs", "batch", "batches"))
+    done = (max(epoch - 1, 0) + (batch / batches if batches else 0)) / epochs if epochs else 0
+    loss, accuracy, speed, left = (number(name) for name in ("loss", "accuracy", "images_per_s", "eta_s"))
+    words = [f"epoch {epoch:.0f}/{epochs:.0f}", f"batch {batch:.0f}/{batches:.0f}"]
+    words += [f"loss {loss:.4f}"] if loss is not None else []
+    words += [f"accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []
+    words += [f"{speed:,.0f} images/s"] if speed is not None else []
+    words += [f"{duration(left)} left"] if left is not None else []
+    line = Table.grid(padding=(0, 1))
+    line.add_row(ProgressBar(total=1, completed=min(done, 1), width=30), "  ".join(words))
+    return line
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def cost(seen: Seen) -> str:
+    """What the session has cost so far."""
+    machine = seen.session.machine
+    if machine is None:
+        return "-"
+    amount = machine.cost(time.time())
+    if amount is None:
+        return "unknown"
+    return f"{amount:.2f} {machine.currency}".strip() if machine.price_per_hour else "free"
+
+
+def sessions_table(all_seen: list[Seen]) -> None:
+    """Sessions and their jobs, as `status` shows them."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=False)
+    table = Table("SESSION", "PROVIDER", "MACHINE", "STATE", "ENDS", "COST", box=SIMPLE_HEAD)
+    jobs = Table("SESSION", "JOB", "STATE", "COMMAND", "RESULTS", box=SIMPLE_HEAD)
+    for seen in all_seen:
+        session, machine = seen.session, seen.session.machine
+        state = session.state + ("" if seen.answers is not False else ", does not answer")
+        ends = "-" if session.state == "closed" else f"in {duration(max(session.expires_at - time.time(), 0))}"
+        table.add_row(
+            session.name, session.provider, machine.instance_type if machine else "-", state, ends, cost(seen)
+        )
+        for job in seen.jobs:
+            reason = f": {job.reason}" if job.reason else ""
+            jobs.add_row(
+                session.name,
+                str(job.number),
+                clean(job.state + reason),
+                clean(job.command),
+                str(job.results) if job.pulled else "not home yet",
+            )
+    console.print(table)
+    if jobs.row_count:
+        console.print(jobs)
+    for seen in all_seen:
+        if seen.problem:
+            console.print(f"{seen.session.name}: {seen.problem}", markup=False)

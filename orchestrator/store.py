@@ -1,0 +1,335 @@
+"""The record: one SQLite file of sessions, machines, jobs and costs, written before and after every act.
+
+It is what a command that was killed leaves to the next one. A session is one name's life from `up` to `down`; of one
+name at most one is open. Nothing secret is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import Locked, OrchestrateError, UsageError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, provider TEXT NOT NULL,
+    state TEXT NOT NULL,             -- creating, ready, closing, closed
+    folder TEXT NOT NULL,            -- keys and the cloud's own state, mode 0700
+    created_at REAL NOT NULL, expires_at REAL NOT NULL, closed_at REAL);
+CREATE UNIQUE INDEX IF NOT EXISTS one_open_session_a_name ON sessions (name) WHERE state <> 'closed';
+CREATE TABLE IF NOT EXISTS machines (
+    id TEXT NOT NULL, session INTEGER NOT NULL REFERENCES sessions (id),
+    host TEXT NOT NULL, port INTEGER NOT NULL, user TEXT NOT NULL, host_key TEXT NOT NULL,
+    region TEXT NOT NULL, instance_type TEXT NOT NULL,
+    price_per_hour REAL,             -- NULL: unknown
+    currency TEXT NOT NULL, created_at REAL NOT NULL, ended_at REAL,
+    PRIMARY KEY (session, id));
+CREATE TABLE IF NOT EXISTS jobs (
+    session INTEGER NOT NULL REFERENCES sessions (id), number INTEGER NOT NULL, run_id TEXT NOT NULL,
+    command TEXT NOT NULL, outputs TEXT NOT NULL,
+    state TEXT NOT NULL,             -- submitting, then the machine's: queued, preparing, setup, running, ...
+    code INTEGER, reason TEXT NOT NULL DEFAULT '', submitted_at REAL NOT NULL, started_at REAL, ended_at REAL,
+    results TEXT NOT NULL,           -- the folder at home
+    shown INTEGER NOT NULL DEFAULT 0, -- bytes of the log that a person has seen
+    pulled INTEGER NOT NULL DEFAULT 0, -- 1: everything is at home, verified
+    PRIMARY KEY (session, number));
+CREATE TABLE IF NOT EXISTS events (
+    session INTEGER NOT NULL REFERENCES sessions (id), at REAL NOT NULL, what TEXT NOT NULL);
+CREATE VIEW IF NOT EXISTS costs AS
+    SELECT s.name, m.id AS machine, m.price_per_hour, m.currency,
+           (COALESCE(m.ended_at, (julianday('now') - 2440587.5) * 86400) - m.created_at) / 3600.0 AS hours,
+           (COALESCE(m.ended_at, (julianday('now') - 2440587.5) * 86400) - m.created_at) / 3600.0 * m.price_per_hour AS cost
+    FROM machines m JOIN sessions s ON s.id = m.session;
+"""
+ENDED = ("succeeded", "failed", "stopped", "lost")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A row of `sessions`, with its machine where there is one."""
+
+    id: int
+    name: str
+    provider: str
+    state: str
+    folder: Path
+    created_at: float
+    expires_at: float
+    closed_at: float | None
+    machine: MachineRow | None = None
+
+
+@dataclass(frozen=True)
+class MachineRow:
+    """A row of `machines`."""
+
+    id: str
+    host: str
+    port: int
+    user: str
+    host_key: str
+    region: str
+    instance_type: str
+    price_per_hour: float | None
+    currency: str
+    created_at: float
+    ended_at: float | None
+
+    def cost(self, now: float) -> float | None:
+        """What it has cost until now or its end; None where the price is unknown."""
+        if self.price_per_hour is None:
+            return None
+        return self.price_per_hour * ((self.ended_at or now) - self.created_at) / 3600
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of `jobs`."""
+
+    session: int
+    number: int
+    run_id: str
+    command: str
+    outputs: list[str]
+    state: str
+    code: int | None
+    reason: str
+    submitted_at: float
+    started_at: float | None
+    ended_at: float | None
+    results: Path
+    shown: int
+    pulled: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to an end, whatever that was."""
+        return self.state in ENDED
+
+
+def home() -> Path:
+    """The folder of the record and of every session: $ORCHESTRATE_HOME, else the platform's place for user data."""
+    if "ORCHESTRATE_HOME" in os.environ:
+        return Path(os.environ["ORCHESTRATE_HOME"]).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_data_path("orchestrate")
+
+
+class Store:
+    """The record. Every method is one transaction. Raises OrchestrateError where the file can't be used."""
+
+    def __init__(self, folder: Path | None = None, clock: Any = time.time) -> None:
+        self.folder = folder or home()
+        self.clock = clock
+        old_mask = os.umask(0o077)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.db = sqlite3.connect(
+                self.folder / "record.db", timeout=30, isolation_level=None, check_same_thread=False
+            )
+            self.db.row_factory = sqlite3.Row
+            self.db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON; {SCHEMA}")
+        except (OSError, sqlite3.Error) as error:
+            raise OrchestrateError(
+                f"the record in {self.folder} can't be used: {error}",
+                "it is where sessions are remembered: free some space, mend its permissions, or set ORCHESTRATE_HOME",
+            ) from error
+        finally:
+            os.umask(old_mask)
+
+    def _write(self, sql: str, *values: Any) -> int:
+        try:
+            return self.db.execute(sql, values).lastrowid or 0
+        except sqlite3.OperationalError as error:
+            raise OrchestrateError(
+                f"the record in {self.folder} can't be written: {error}", "free some space"
+            ) from error
+
+    def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.db.execute(sql, values)]
+
+    # ---- sessions ----
+
+    def sessions(self, every: bool = False) -> list[Session]:
+        """The open ones, or every one that ever was, oldest first."""
+        where = "" if every else "WHERE state <> 'closed'"
+        return [self._session(row) for row in self._rows(f"SELECT * FROM sessions {where} ORDER BY id")]  # noqa: S608
+
+    def find(self, name: str) -> Session | None:
+        """The open session of that name."""
+        rows = self._rows("SELECT * FROM sessions WHERE name = ? AND state <> 'closed'", name)
+        return self._session(rows[0]) if rows else None
+
+    def _session(self, row: dict[str, Any]) -> Session:
+        machines = self._rows("SELECT * FROM machines WHERE session = ? ORDER BY created_at DESC LIMIT 1", row["id"])
+        machine = None
+        if machines:
+            del machines[0]["session"]
+            machine = MachineRow(**machines[0])
+        return Session(**{**row, "folder": Path(row["folder"]), "machine": machine})
+
+    def pick(self, name: str | None) -> Session:
+        """The session a command means: the named one, or the only one. Raises UsageError."""
+        if name:
+            found = self.find(name)
+            if found is None:
+                opened = ", ".join(s.name for s in self.sessions())
+                raise UsageError(
+                    f"there is no open session {name!r}",
+                    f"open now: {opened}" if opened else "none is open: `orchestrate up` makes one",
+                )
+            return found
+        opened_now = self.sessions()
+        if not opened_now:
+            raise UsageError(
+                "no session is open", "`orchestrate up` makes one; `orchestrate status --all` shows past ones"
+            )
+        if len(opened_now) > 1:
+            listed = ", ".join(s.name for s in opened_now)
+            raise UsageError(f"{len(opened_now)} sessions are open: {listed}", "say which one, by its name")
+        return opened_now[0]
+
+    def open_session(self, name: str, provider: str, expires_at: float) -> Session:
+        """Records that a session is about to be made, and makes its folder (0700)."""
+        folder = self.folder / "sessions" / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._write(
+            "INSERT INTO sessions (name, provider, state, folder, created_at, expires_at) VALUES (?,?,'creating',?,?,?)",
+            name, provider, str(folder), self.clock(), expires_at,
+        )  # fmt: skip
+        session = self.find(name)
+        assert session is not None
+        return session
+
+    def set_state(self, session: Session, state: str) -> None:
+        """creating, ready, closing, closed: a closed one also ends its machine."""
+        now = self.clock() if state == "closed" else None
+        self._write("UPDATE sessions SET state = ?, closed_at = ? WHERE id = ?", state, now, session.id)
+        if now:
+            self._write("UPDATE machines SET ended_at = ? WHERE session = ? AND ended_at IS NULL", now, session.id)
+        self.note(session, state)
+
+    def add_machine(self, session: Session, row: MachineRow) -> None:
+        """Records a machine as soon as it is known; the same one again changes nothing but where it is reached."""
+        self._write(
+            """INSERT INTO machines (session, id, host, port, user, host_key, region, instance_type, price_per_hour,
+               currency, created_at, ended_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)
+               ON CONFLICT (session, id) DO UPDATE SET host = excluded.host, port = excluded.port,
+               host_key = excluded.host_key, ended_at = NULL""",
+            session.id, row.id, row.host, row.port, row.user, row.host_key, row.region, row.instance_type,
+            row.price_per_hour, row.currency, row.created_at, row.ended_at,
+        )  # fmt: skip
+
+    def note(self, session: Session, what: str) -> None:
+        """Adds to the session's story."""
+        self._write("INSERT INTO events (session, at, what) VALUES (?,?,?)", session.id, self.clock(), what)
+
+    def events(self, session: Session) -> list[dict[str, Any]]:
+        """The session's story, oldest first."""
+        return self._rows("SELECT at, what FROM events WHERE session = ? ORDER BY at", session.id)
+
+    # ---- jobs ----
+
+    def jobs(self, session: Session) -> list[Job]:
+        """The session's jobs by number."""
+        return [
+            self._job(row) for row in self._rows("SELECT * FROM jobs WHERE session = ? ORDER BY number", session.id)
+        ]
+
+    def job(self, session: Session, number: int | None) -> Job:
+        """The job of that number, or the latest. Raises UsageError."""
+        jobs = self.jobs(session)
+        for job in reversed(jobs):
+            if number in (None, job.number):
+                return job
+        had = f"it has had jobs {jobs[0].number} to {jobs[-1].number}" if jobs else "it has had none: `orchestrate run`"
+        raise UsageError(f"session {session.name!r} has no job {'' if number is None else number}".rstrip(), had)
+
+    def reread(self, job: Job) -> Job:
+        """The job as the record has it now."""
+        return self._job(self._rows("SELECT * FROM jobs WHERE session = ? AND number = ?", job.session, job.number)[0])
+
+    def is_open(self, session_id: int) -> bool:
+        """Whether that session is neither closed nor being closed."""
+        return bool(
+            self._rows("SELECT 1 FROM sessions WHERE id = ? AND state NOT IN ('closing', 'closed')", session_id)
+        )
+
+    def _job(self, row: dict[str, Any]) -> Job:
+        changed = {
+            "outputs": json.loads(row["outputs"]),
+            "results": Path(row["results"]),
+            "pulled": bool(row["pulled"]),
+        }
+        return Job(**{**row, **changed})
+
+    def add_job(self, session: Session, run_id: str, command: str, outputs: list[str], results: Path) -> Job:
+        """Records a job before it is submitted. Numbers go on where the last session of this name ended."""
+        with self._transaction():
+            last = self._rows(
+                "SELECT MAX(j.number) AS n FROM jobs j JOIN sessions s ON s.id = j.session WHERE s.name = ?",
+                session.name,
+            )[0]["n"]
+            number = (last or 0) + 1
+            while (results / str(number)).exists():  # the record may be younger than the results
+                number += 1
+            self._write(
+                "INSERT INTO jobs (session, number, run_id, command, outputs, state, submitted_at, results) "
+                "VALUES (?,?,?,?,?,'submitting',?,?)",
+                session.id, number, run_id, command, json.dumps(outputs), self.clock(), str(results / str(number)),
+            )  # fmt: skip
+        return self.job(session, number)
+
+    def update_job(self, job: Job, **fields: Any) -> None:
+        """Sets some of state, code, reason, started_at, ended_at, shown, pulled."""
+        assert set(fields) <= {"state", "code", "reason", "started_at", "ended_at", "shown", "pulled"}
+        names = ", ".join(f"{name} = ?" for name in fields)
+        self._write(
+            f"UPDATE jobs SET {names} WHERE session = ? AND number = ?", *fields.values(), job.session, job.number
+        )  # noqa: S608
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._write("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._write("COMMIT")
+        except BaseException:
+            self._write("ROLLBACK")
+            raise
+
+    # ---- locks ----
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Holds a session's name for one command. The kernel frees it however the command ends. Raises Locked."""
+        folder = self.folder / "locks"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        with (folder / f"{name}.lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another command"
+                raise Locked(
+                    f"session {name!r} is held by {holder}", "wait for it, or end it, then try again"
+                ) from error
+            file.truncate(0)
+            file.write(f"`orchestrate {' '.join(sys.argv[1:2])}`, pid {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)

@@ -1,0 +1,60 @@
+"""The user's terminal joined to a channel on the machine, as `ssh` does it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from typing import IO
+
+import paramiko
+
+
+@contextlib.contextmanager
+def raw(stdin: IO[str]) -> Iterator[None]:
+    """The terminal in raw mode: every key goes to the machine, Ctrl-C too."""
+    before = termios.tcgetattr(stdin)
+    try:
+        tty.setraw(stdin)
+        yield
+    finally:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+
+
+def pump(channel: paramiko.Channel, stdin: IO[str], stdout: IO[str]) -> None:
+    """Carries bytes both ways until the machine's side ends; window changes too."""
+    if stdout.isatty():
+        signal.signal(signal.SIGWINCH, lambda *_: channel.resize_pty(*os.get_terminal_size(stdout.fileno())))
+    with selectors.DefaultSelector() as ready:
+        ready.register(channel, selectors.EVENT_READ)
+        with contextlib.suppress(PermissionError):  # a plain file can't be waited for, and needn't be
+            ready.register(stdin, selectors.EVENT_READ)
+        if len(ready.get_map()) == 1:
+            channel.sendall(stdin.buffer.read())  # type: ignore[attr-defined]
+            channel.shutdown_write()
+        while not _drain(channel, stdout):
+            for key, _ in ready.select(timeout=1):
+                if key.fileobj is stdin:
+                    typed = os.read(stdin.fileno(), 1 << 15)
+                    if typed:
+                        channel.sendall(typed)
+                    else:
+                        ready.unregister(stdin)
+                        channel.shutdown_write()
+
+
+def _drain(channel: paramiko.Channel, stdout: IO[str]) -> bool:
+    """Writes out what has arrived; True once nothing more can."""
+    while channel.recv_ready():
+        stdout.buffer.write(channel.recv(1 << 15))  # type: ignore[attr-defined]
+    stdout.flush()
+    while channel.recv_stderr_ready():
+        sys.stderr.buffer.write(channel.recv_stderr(1 << 15))
+        sys.stderr.flush()
+    over = channel.exit_status_ready() and bool(channel.eof_received)
+    return over and not (channel.recv_ready() or channel.recv_stderr_ready())

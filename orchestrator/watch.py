@@ -1,0 +1,41 @@
+"""Who watches: the story tells what happens to a Watcher, and only the command line prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from infra.provider import Offer
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What is about to be rented, before anything is."""
+
+    session: str
+    title: str  # the cloud's
+    offer: Offer
+    alternatives: list[Offer]
+    lifetime_s: float
+
+    @property
+    def at_most(self) -> float | None:
+        """What it can cost until its expiry, in the offer's currency; None where the price is unknown."""
+        price = self.offer.price_per_hour
+        return None if price is None else price * self.lifetime_s / 3600
+
+
+class Watcher(Protocol):
+    """Told what happens, and asked where money is involved."""
+
+    def say(self, line: str) -> None:
+        """A step, or what is being waited for."""
+
+    def agrees(self, proposal: Proposal) -> bool:
+        """Shows what will be rented, and asks."""
+
+    def log(self, data: bytes) -> None:
+        """The next bytes of the job's log, as the job wrote them."""
+
+    def progress(self, progress: dict[str, Any] | None) -> None:
+        """The job's own progress: epoch, epochs, batch, batches, loss, accuracy, images_per_s, eta_s; any may be None."""

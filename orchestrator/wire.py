@@ -1,0 +1,195 @@
+"""The client's end of the agent's frames: see `orchestrator/remote/agent.py` for their form."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable
+
+if TYPE_CHECKING:
+    import paramiko
+
+GREETING = b"\norchestrate-agent 1\n"
+MAX_FRAME = 1 << 28
+CHUNK = 1 << 18
+# The agent's source arrives on stdin, after a line with its length: nothing is installed, nothing is out of date. An
+# empty entry of sys.path is the home folder, where a file may have the name of a module.
+LOADER = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "exec(compile(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())), 'agent', 'exec'))"
+)
+
+
+class MachineError(OrchestrateError):
+    """The machine answered that it can't; `kind` is the agent's word for why."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message, "free some space on the machine" if kind == "disk-full" else "")
+        self.kind = kind
+
+
+@cache
+def source() -> bytes:
+    """The agent's program with the supervisor's source in it, headed by its length."""
+    here = resources.files("orchestrator.remote")
+    agent, supervisor = (here.joinpath(name).read_text("utf-8") for name in ("agent.py", "supervisor.py"))
+    program = f"{agent}\n\nmain({supervisor.encode()!r})\n".encode()
+    return b"%d\n" % len(program) + program
+
+
+class Wire:
+    """One agent over one channel; for one thread. `timeout_s` bounds the wait for each next piece of an answer."""
+
+    def __init__(self, channel: paramiko.Channel, timeout_s: float) -> None:
+        self.channel = channel
+        self.timeout_s = timeout_s
+        self.buffer = bytearray()
+        channel.settimeout(timeout_s)
+        self._write(source())
+        self._skip_greeting()
+        self._answer()
+
+    def close(self) -> None:
+        """Ends the agent, which ends with its stdin."""
+        self.channel.close()
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- requests ----
+
+    def call(self, op: str, patience_s: float = 0, **arguments: Any) -> Any:
+        """Asks and returns the answer, waiting `patience_s` longer than usual. Raises MachineError, Unreachable."""
+        self._write(frame(b"J", json.dumps({"op": op, **arguments}).encode()))
+        self.channel.settimeout(self.timeout_s + patience_s)
+        answer = self._answer()
+        self.channel.settimeout(self.timeout_s)
+        return answer
+
+    def follow(self, **arguments: Any) -> tuple[Any, bytes]:
+        """The agent's `follow`: the state, and what is new of the log (at most 1 MiB)."""
+        answer = self.call("follow", **arguments)
+        return answer, b"".join(body for _, body in self._stream())
+
+    def get(self, job: int, files: list[tuple[str, int]]) -> Iterator[tuple[Literal["head", "data"], Any]]:
+        """The agent's `get`: heads are dicts (a file's beginning, or its digest), data are bytes."""
+        self.call("get", job=job, files=files)
+        for kind, body in self._stream():
+            yield ("head", parse(body)) if kind == b"J" else ("data", body)
+
+    def put(self, blobs: Iterable[tuple[str, Iterable[bytes]]]) -> int:
+        """The agent's `put`: digests with their content. Returns how many it took."""
+        self._write(frame(b"J", json.dumps({"op": "put"}).encode()))
+        batch = bytearray()
+        for digest, chunks in blobs:
+            batch += frame(b"J", json.dumps({"digest": digest}).encode())
+            squeeze = True
+            for chunk in chunks:
+                small = zlib.compress(chunk, 1) if squeeze else chunk
+                squeeze = len(small) < len(chunk) * 0.9
+                batch += frame(b"Z", small) if squeeze else frame(b"D", chunk)
+                if len(batch) > CHUNK:
+                    self._write(batch)
+                    batch.clear()
+        self._write(batch + frame(b"E"))
+        return int(self._answer()["taken"])
+
+    # ---- frames ----
+
+    def _write(self, data: bytes | bytearray) -> None:
+        try:
+            self.channel.sendall(data)
+        except OSError as error:  # a timeout, or the channel is closed
+            raise Unreachable(f"the connection to the machine broke: {error or 'it does not answer'}") from error
+
+    def _read(self, length: int) -> bytes:
+        while len(self.buffer) < length:
+            try:
+                chunk = self.channel.recv(1 << 17)
+            except TimeoutError as error:
+                raise Unreachable(f"the machine has not answered for {self.timeout_s:.0f} s") from error
+            if not chunk:
+                said = self._stderr()
+                raise Unreachable("the connection to the machine broke" + (f": {said[-2000:]}" if said else ""))
+            self.buffer += chunk
+        data = bytes(self.buffer[:length])
+        del self.buffer[:length]
+        return data
+
+    def _stderr(self) -> str:
+        """What the agent's end printed beside the frames: why it didn't start, or died."""
+        return (
+            self.channel.recv_stderr(4000).decode(errors="replace").strip() if self.channel.recv_stderr_ready() else ""
+        )
+
+    def _receive(self) -> tuple[bytes, bytes]:
+        kind, length = struct.unpack(">cI", self._read(5))
+        if length > MAX_FRAME:
+            raise TransferIncomplete("the machine sent a frame of an impossible size")
+        body = self._read(length)
+        return (b"D", inflate(body)) if kind == b"Z" else (kind, body)
+
+    def _stream(self) -> Iterator[tuple[bytes, bytes]]:
+        while True:
+            kind, body = self._receive()
+            if kind == b"E":
+                return
+            yield kind, body
+
+    def _answer(self) -> Any:
+        answer = parse(self._receive()[1])
+        if "ok" in answer:
+            return answer["ok"]
+        raise MachineError(f"on the machine: {answer.get('error')}", str(answer.get("kind")))
+
+    def _skip_greeting(self) -> None:
+        """Passes over what the login shell prints; says what is wrong where no agent starts."""
+        while GREETING not in self.buffer:
+            try:
+                chunk = self.channel.recv(1 << 16)
+            except TimeoutError as error:
+                raise Unreachable(f"the machine has not answered for {self.timeout_s:.0f} s") from error
+            if not chunk:
+                said = self._stderr()
+                raise MachineError(f"Python does not start on the machine: {said or 'it said nothing'}", "no-python")
+            self.buffer += chunk
+            if len(self.buffer) > 1 << 20:
+                raise TransferIncomplete("the machine's login shell prints without end")
+        del self.buffer[: self.buffer.index(GREETING) + len(GREETING)]
+
+
+def frame(kind: bytes, body: bytes | bytearray = b"") -> bytes:
+    """One frame in its wire form."""
+    return struct.pack(">cI", kind, len(body)) + body
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """A J frame's object. Raises Refused for anything else."""
+    try:
+        value = json.loads(body)
+        if isinstance(value, dict):
+            return value
+    except ValueError:
+        pass
+    raise Refused("the machine's answer is not one that our agent gives")
+
+
+def inflate(body: bytes) -> bytes:
+    """A Z frame's data: never more than the largest chunk an agent sends, whatever the machine claims."""
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(body, 4 * CHUNK)
+    except zlib.error as error:
+        raise TransferIncomplete("the machine sent a damaged frame") from error
+    if stream.unconsumed_tail:
+        raise TransferIncomplete("the machine sent a frame that unpacks to more than its size allows")
+    return data
