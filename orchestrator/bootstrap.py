@@ -242,7 +242,7 @@ LOOK = (
 
 
 def sources(mirrors: Mirrors, gpus: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Where to install from, in order, each in words and as uv's flags: the region's mirror first, then the public ones.
+    """Where to install from, each in words and as uv's flags: the region's mirror first.
 
     The index's own torch wheel serves drivers of CUDA 13 and up; older drivers need a wheel of their CUDA, which uv's
     `--torch-backend` and the mirrors' pages of links have.

@@ -337,7 +337,7 @@ def _text(source: Path, label: str) -> str:
     if len(data) > MOST_BYTES:
         raise UsageError(f"{label}: is larger than 1 MiB, so it can't be a configuration file")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{label}:{line}: is not text in UTF-8", "save the file as UTF-8") from None

@@ -185,7 +185,7 @@ def _follow(host: Host, store: Store, job: Job, watcher: Watcher, log: Log, offs
 def reconnecting(
     host: Host, store: Store, job: Job, error: Unreachable, lost_at: float | None, watcher: Watcher
 ) -> float:
-    """Waits a little before the next try; raises the error when it's been too long, or somebody took the machine down."""
+    """Waits a little before the next try; raises the error when it's been too long, or the machine was taken down."""
     host.close()
     now = time.monotonic()
     if not store.is_open(job.session):

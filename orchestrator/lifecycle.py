@@ -131,7 +131,7 @@ def prepare(session: Session, config: Config, cloud: provider.Cloud, watcher: Wa
 
 @contextlib.contextmanager
 def rolled_back(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> Iterator[None]:
-    """Whatever goes wrong while a machine is made, Ctrl-C too: it's gone before the error is seen, or the error is 4."""
+    """Whatever goes wrong while a machine is made, Ctrl-C too: it's gone when the error is seen, or that is 4."""
     try:
         yield
     except MayStillBill:
@@ -260,7 +260,10 @@ def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Wa
 
 
 def launch(store: Store, name: str, config: Config, argv: list[str] | None, watcher: Watcher) -> tuple[Job, Session]:
-    """up, run, down in one. The machine goes down whatever happens, Ctrl-C too; only results that can't be brought home keep it."""
+    """up, run, down in one. The machine goes down whatever happens, Ctrl-C too.
+
+    Only results that can't be brought home keep it.
+    """
     session = up(store, name, config, watcher)
     try:
         job = run(store, session, config, argv, watcher)

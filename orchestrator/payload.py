@@ -110,7 +110,7 @@ def say_pushed(pushed: sync.Pushed, tree: sync.Tree, say: Callable[[str], None])
     """One line for a tree that wasn't there yet."""
     if pushed.sent_files:
         say(
-            f"sent {pushed.sent_files} of {pushed.files} files of {tree.root.name} ({pushed.sent_bytes / 2**20:.1f} MiB)"
+            f"sent {pushed.sent_files} of {pushed.files} files of {tree.root.name}, {pushed.sent_bytes / 2**20:.1f} MiB"
         )
 
 

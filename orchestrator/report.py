@@ -54,7 +54,7 @@ class Lines:
 
 
 class Terminal:
-    """A Watcher that prints. Where stdout is a terminal, a live bar stands below the log; elsewhere bytes pass as they are."""
+    """A Watcher that prints. On a terminal a live bar stands below the log; elsewhere bytes pass as they are."""
 
     def __init__(self, yes: bool, json: bool = False) -> None:
         self.yes = yes
@@ -70,7 +70,7 @@ class Terminal:
         self._print_err(clean(line))
 
     def agrees(self, proposal: Proposal) -> bool:
-        """Shows what will be rented; asks, unless it's free or --yes was said. Raises UsageError where nobody can answer."""
+        """Shows what will be rented, and asks unless it's free or --yes was said. Raises UsageError."""
         for line in describe(proposal):
             self._print_err(line)
         if self.yes or proposal.offer.price_per_hour == 0:
@@ -143,7 +143,8 @@ def describe(proposal: Proposal) -> list[str]:
     until = datetime.fromtimestamp(time.time() + proposal.lifetime_s).strftime("%Y-%m-%d %H:%M")
     lines = [
         f"session   {proposal.session}",
-        f"machine   {proposal.title}, {offer.region}: {offer.instance_type}{gpus}, {offer.cpus} CPUs, {offer.memory_gib:g} GiB{spot}",
+        f"machine   {proposal.title}, {offer.region}: {offer.instance_type}{gpus}"
+        f", {offer.cpus} CPUs, {offer.memory_gib:g} GiB{spot}",
         f"price     {offer.price}" + (f", at most {proposal.at_most:.2f} {offer.currency}" if proposal.at_most else ""),
         f"ends      {until} at the latest, by itself",
     ]

@@ -49,7 +49,8 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE VIEW IF NOT EXISTS costs AS
     SELECT s.name, m.id AS machine, m.price_per_hour, m.currency,
            (COALESCE(m.ended_at, (julianday('now') - 2440587.5) * 86400) - m.created_at) / 3600.0 AS hours,
-           (COALESCE(m.ended_at, (julianday('now') - 2440587.5) * 86400) - m.created_at) / 3600.0 * m.price_per_hour AS cost
+           (COALESCE(m.ended_at, (julianday('now') - 2440587.5) * 86400) - m.created_at) / 3600.0
+           * m.price_per_hour AS cost
     FROM machines m JOIN sessions s ON s.id = m.session;
 """
 ENDED = ("succeeded", "failed", "stopped", "lost")
@@ -165,7 +166,7 @@ class Store:
     def sessions(self, every: bool = False) -> list[Session]:
         """The open ones, or every one that ever was, oldest first."""
         where = "" if every else "WHERE state <> 'closed'"
-        return [self._session(row) for row in self._rows(f"SELECT * FROM sessions {where} ORDER BY id")]  # noqa: S608
+        return [self._session(row) for row in self._rows(f"SELECT * FROM sessions {where} ORDER BY id")]
 
     def find(self, name: str) -> Session | None:
         """The open session of that name."""
@@ -206,7 +207,8 @@ class Store:
         folder = self.folder / "sessions" / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._write(
-            "INSERT INTO sessions (name, provider, state, folder, created_at, expires_at) VALUES (?,?,'creating',?,?,?)",
+            "INSERT INTO sessions (name, provider, state, folder, created_at, expires_at) "
+            "VALUES (?,?,'creating',?,?,?)",
             name, provider, str(folder), self.clock(), expires_at,
         )  # fmt: skip
         session = self.find(name)
@@ -298,7 +300,7 @@ class Store:
         names = ", ".join(f"{name} = ?" for name in fields)
         self._write(
             f"UPDATE jobs SET {names} WHERE session = ? AND number = ?", *fields.values(), job.session, job.number
-        )  # noqa: S608
+        )
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

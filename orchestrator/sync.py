@@ -250,7 +250,7 @@ class Outputs:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise TransferIncomplete(
-                f"the results need {needed / 2**20:,.0f} MiB, and the disk of {self.folder} has {free / 2**20:,.0f} MiB free",
+                f"the results need {needed / 2**20:,.0f} MiB, and {self.folder} has {free / 2**20:,.0f} MiB free",
                 "free some space, then `orchestrate pull`; the machine is kept",
             )
 

@@ -148,7 +148,7 @@ def known_gpus() -> list[Facts]:
 
 
 def packages(folders: list[str]) -> dict[str, str]:
-    """Versions of what is installed in these folders, read off the names of its metadata folders: no import, no parsing."""
+    """Versions of what is installed in these folders, read off the names of its metadata folders: nothing is parsed."""
     found: dict[str, str] = {}
     for folder in folders:
         with contextlib.suppress(OSError):
@@ -191,7 +191,7 @@ def op_ready(request: Facts) -> Facts:
 
 
 def op_fetch_uv(request: Facts) -> Facts:
-    """Puts the uv binary into our bin folder, out of its wheel from the first index that has it; the hash is checked."""
+    """Puts the uv binary into our bin folder, out of its wheel at the first index that has it; checks the hash."""
     import io  # here and in fetch, not above: 20 ms of every connection
     import urllib.parse
     import zipfile
@@ -267,9 +267,10 @@ def op_put(request: Facts) -> Facts:
 
 
 def op_tree(request: Facts) -> Facts:
-    """Builds the tree of this manifest out of blobs, as hard links; entries are [path, digest, "file" | "exec" | "link"].
+    """Builds the tree of this manifest out of blobs, as hard links.
 
-    A link's digest is its target. An executable is a copy, since its mode would be its blob's too.
+    Entries are [path, digest, "file" | "exec" | "link"]; a link's digest is its target.
+    An executable is a copy, since its mode would be its blob's too.
     """
     target = supervisor.path("trees", request["tree"])
     if os.path.isdir(target):
@@ -305,7 +306,7 @@ def folder_of(request: Facts) -> str:
 
 
 def op_submit(request: Facts) -> Facts:
-    """Queues a job and starts its supervisor. The same job twice is one job: the reply to the first may have been lost."""
+    """Queues a job and starts its supervisor. Twice is once: the reply to the first may have been lost."""
     folder = supervisor.job_folder(request["job"])
     os.makedirs(supervisor.path("jobs"), exist_ok=True)
     with open(supervisor.path("queue.lock"), "w") as queue:
