@@ -157,7 +157,7 @@ def down(
         if name is None and not records.sessions():
             done(as_json, None, "no session is open; nothing is left")
             return
-        closed = lifecycle.closed_before(records, name)
+        closed = records.closed_before(name)
         if closed is None:
             session = records.pick(name)
             running = [job for job in records.jobs(session) if not job.ended]
@@ -166,7 +166,7 @@ def down(
             ):
                 raise UsageError("nothing was done", "say yes, or --yes")
         session = closed or lifecycle.down(records, session.name, watcher, discard)
-        spent = cost(lifecycle.Seen(session, [], None))
+        spent = cost(session)
         done(
             as_json,
             session_json(session),
@@ -220,14 +220,14 @@ def status(
 ) -> None:
     """Sessions, jobs and costs."""
     with told(False, as_json) as watcher:
-        from orchestrator import lifecycle
+        from orchestrator import visit
         from orchestrator.report import sessions_table
 
         records = store()
         sessions = [s for s in records.sessions(every) if name in (None, s.name)]
         if name and not sessions:
             records.pick(name)
-        seen = [lifecycle.look(records, session) for session in sessions]
+        seen = [visit.look(records, session) for session in sessions]
         if as_json:
             done(
                 True,
@@ -253,11 +253,11 @@ def logs(
 ) -> None:
     """What the job printed; with -f as it prints it."""
     with told(False, False) as watcher:
-        from orchestrator import lifecycle
+        from orchestrator import visit
 
         records = store()
-        session, found = lifecycle.find_job(records, name, job)
-        shown = lifecycle.logs(records, session, found, watcher, follow, 0 if from_start or not follow else found.shown)
+        session, found = records.find_job(name, job)
+        shown = visit.logs(records, session, found, watcher, follow, 0 if from_start or not follow else found.shown)
         watcher.close()
         if follow:
             watcher.say(f"job {shown.number} {shown.state}" + (f": {shown.reason}" if shown.reason else ""))
@@ -268,11 +268,11 @@ def logs(
 def pull(name: Named = None, job: JobOption = None, as_json: Json = False) -> None:
     """Bring outputs home now; of a job that has ended, everything, verified."""
     with told(False, as_json) as watcher:
-        from orchestrator import lifecycle
+        from orchestrator import visit
 
         records = store()
-        session, found = lifecycle.find_job(records, name, job)
-        pulled, found = lifecycle.pull(records, session, found)
+        session, found = records.find_job(name, job)
+        pulled, found = visit.pull(records, session, found)
         watcher.say(f"{pulled.new_files} new of {len(pulled.files)} files, {pulled.new_bytes / 2**20:.1f} MiB")
         done(
             as_json,
@@ -285,11 +285,11 @@ def pull(name: Named = None, job: JobOption = None, as_json: Json = False) -> No
 def stop(name: Named = None, job: JobOption = None, as_json: Json = False) -> None:
     """End a job, with time to write a checkpoint. The machine stays."""
     with told(False, as_json) as watcher:
-        from orchestrator import lifecycle
+        from orchestrator import visit
 
         records = store()
-        session, found = lifecycle.find_job(records, name, job)
-        stopped = lifecycle.stop(records, session, found, watcher)
+        session, found = records.find_job(name, job)
+        stopped = visit.stop(records, session, found, watcher)
         done(
             as_json,
             job_json(stopped),
@@ -304,10 +304,10 @@ def ssh(
 ) -> None:
     """A shell, or a command, on the machine. Exits as the command does."""
     with told(False, False):
-        from orchestrator import lifecycle
+        from orchestrator import session as sessions
 
         session = store().pick(name)
-        with lifecycle.connect(session) as host:
+        with sessions.connect(session) as host:
             code = host.shell(command or [], sys.stdin, sys.stdout)
         raise typer.Exit(code if code >= 0 else 255)
 
@@ -409,19 +409,12 @@ def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
         fail(error, as_json)
     except KeyboardInterrupt:
         watcher.close()
-        print(f"\ninterrupted; {what_is_open()}", file=sys.stderr)
+        print(f"\ninterrupted; {store().what_is_open()}", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(141) from None
     finally:
         watcher.close()
-
-
-def what_is_open() -> str:
-    """What Ctrl-C has left, in words."""
-    from orchestrator import lifecycle
-
-    return lifecycle.what_is_open(store())
 
 
 def fail(error: OrchestrateError, as_json: bool) -> None:

@@ -44,7 +44,7 @@ class Spec:
     def words(self) -> str:
         """The command for a person's eyes, on one line."""
         text = " ".join(self.argv) if self.argv is not None else (self.script or "").strip()
-        lines = text.splitlines()
+        lines = os.fsencode(text).decode("utf-8", "replace").splitlines()  # an argument need not be text
         return lines[0] + (" ..." if len(lines) > 1 else "") if lines else ""
 
 
@@ -279,5 +279,5 @@ def write_json(path: Path, value: Any) -> None:
     """Written aside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8", "surrogateescape")
     aside.replace(path)

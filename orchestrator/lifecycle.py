@@ -8,32 +8,29 @@ what is.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from infra import provider
-from infra.errors import CreateFailed, InfraError, MayStillExist
+from infra.errors import InfraError
 from orchestrator import bootstrap, jobs, payload, sync
 from orchestrator.config import Config, provider_name
 from orchestrator.errors import (
     JobFailed,
     MayStillBill,
-    OrchestrateError,
     TransferIncomplete,
     Unreachable,
     UsageError,
 )
-from orchestrator.ssh import Host, generate_key
+from orchestrator.session import check_same, connect, keys, load_cloud, mapped
+from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Proposal, Watcher
 
 SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine takes one to three minutes
-CLIENT_KEY, HOST_KEY = "id_ed25519", "host_ed25519"
 
 
 # ---- up -----------------------------------------------------------------------------------------------------------
@@ -98,26 +95,6 @@ def create(
     )  # fmt: skip
     store.add_machine(session, row)
     return replace(session, machine=row)
-
-
-def keys(folder: Path) -> tuple[str, str, str]:
-    """The session's client and host keys, made once: client public, host public, host private."""
-    for name in (CLIENT_KEY, HOST_KEY):
-        if not (folder / name).exists():
-            pair = generate_key()
-            write_secret(folder / f"{name}.pub", pair.public + "\n")
-            write_secret(folder / name, pair.private)
-    client_public = (folder / f"{CLIENT_KEY}.pub").read_text().strip()
-    host_public = (folder / f"{HOST_KEY}.pub").read_text().strip()
-    return client_public, host_public, (folder / HOST_KEY).read_text()
-
-
-def write_secret(path: Path, text: str) -> None:
-    """A new file that only its owner reads."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
 
 
 def prepare(session: Session, config: Config, cloud: provider.Cloud, watcher: Watcher, fresh: bool) -> bootstrap.Ready:
@@ -291,151 +268,3 @@ def patience(say: Callable[[str], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# ---- looking, fetching, stopping ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A session as `status` shows it: the record, made fresh by the machine where it answers."""
-
-    session: Session
-    jobs: list[Job]
-    answers: bool | None  # None: not asked
-    problem: str = ""
-
-
-def look(store: Store, session: Session) -> Seen:
-    """Asks the session's machine what its jobs do. A machine that doesn't answer is a fact, not an error."""
-    known = store.jobs(session)
-    if session.state == "closed" or session.machine is None:
-        return Seen(session, known, None)
-    try:
-        with connect(session) as host, host.agent(timeout_s=10) as wire:
-            jobs.refresh(wire, store, [job for job in known if not job.pulled])
-    except OrchestrateError as error:
-        return Seen(session, known, False, str(error))
-    return Seen(session, store.jobs(session), True)
-
-
-def find_job(store: Store, name: str | None, number: int | None) -> tuple[Session, Job]:
-    """The job a command means: of the named session, or of the only one; or, all closed, of the last one of that name.
-
-    Raises UsageError.
-    """
-    session = store.find(name) if name else None
-    if session is None:
-        past = [s for s in store.sessions(every=True) if s.name == name]
-        session = past[-1] if past else store.pick(name)
-    return session, store.job(session, number)
-
-
-def logs(store: Store, session: Session, job: Job, watcher: Watcher, follow: bool, offset: int) -> Job:
-    """Shows the log from that byte on; with `follow` until the job has ended, and then brings its results home."""
-    if job.pulled or session.state == "closed":
-        log = jobs.Log(job.results)
-        for piece in log.read(offset):
-            watcher.log(piece)
-        store.update_job(job, shown=log.size)
-        log.close()
-        return job
-    with connect(session) as host:
-        if follow:
-            return finish(host, store, job, watcher, offset)
-        with host.agent() as wire:
-            jobs.bring_log(wire, store, job)
-    log = jobs.Log(job.results)
-    for piece in log.read(offset):
-        watcher.log(piece)
-    log.close()
-    return store.reread(job)
-
-
-def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:
-    """What the job has written so far; everything, verified, where it has ended."""
-    if session.state == "closed":
-        raise UsageError(f"session {session.name!r} is closed", f"what came home of it is in {job.results}")
-    with connect(session) as host, host.agent() as wire:
-        jobs.refresh(wire, store, [job])
-        job = store.reread(job)
-        pulled = jobs.bring_home(wire, store, job, final=job.ended)
-    return pulled, store.reread(job)
-
-
-def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
-    """Ends the job, with its grace, and brings its results home. One that has ended already stays as it ended."""
-    if session.state == "closed":
-        raise UsageError(f"session {session.name!r} is closed", "its jobs have ended")
-    with connect(session) as host, host.agent() as wire:
-        jobs.stop(wire, store, job, payload.setting(job, "stop_grace", 30), watcher.say)
-        if not store.reread(job).pulled:
-            jobs.bring_home(wire, store, job, final=True)
-    return store.reread(job)
-
-
-def closed_before(store: Store, name: str | None) -> Session | None:
-    """The last session of that name where it is closed already: taken down twice is down."""
-    if name is None or store.find(name):
-        return None
-    past = [session for session in store.sessions(every=True) if session.name == name]
-    return past[-1] if past else None
-
-
-def what_is_open(store: Store) -> str:
-    """What a Ctrl-C leaves, in words for its last line."""
-    running = [
-        f"job {job.number} runs on: `orchestrate logs {session.name} -f` comes back to it, "
-        f"`orchestrate stop {session.name}` ends it"
-        for session in store.sessions()
-        for job in store.jobs(session)
-        if not job.ended
-    ]
-    opened = [f"{session.name} is up: `orchestrate down {session.name}` ends it" for session in store.sessions()]
-    return "; ".join([*running, *opened]) or "nothing is left"
-
-
-# ---- what the verbs share -----------------------------------------------------------------------------------------
-
-
-def connect(session: Session) -> Host:
-    """The session's machine; opens at first use. Raises UsageError where it has none yet."""
-    machine = session.machine
-    if machine is None:
-        raise UsageError(
-            f"session {session.name!r} has no machine: it was left {session.state}",
-            f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
-        )
-    return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
-
-
-def load_cloud(name: str) -> provider.Cloud:
-    """The cloud of that name. Raises UsageError."""
-    with mapped():
-        return provider.load(name)
-
-
-def check_same(session: Session, cloud: provider.Cloud) -> None:
-    """Raises UsageError where the session is in another cloud, or on its way out."""
-    if session.state == "closing":
-        raise UsageError(
-            f"session {session.name!r} is being taken down", f"`orchestrate down {session.name}` finishes that"
-        )
-    if session.provider != cloud.name:
-        raise UsageError(
-            f"session {session.name!r} is open in {session.provider}, not {cloud.name}",
-            f"`orchestrate down {session.name}` ends it; or choose another name",
-        )
-
-
-@contextlib.contextmanager
-def mapped() -> Iterator[None]:
-    """The one edge where errors of `infra` become ours."""
-    try:
-        yield
-    except MayStillExist as error:
-        raise MayStillBill(f"{error}: {'; '.join(error.survivors)}", error.hint) from error
-    except CreateFailed as error:
-        raise OrchestrateError(f"{error}; nothing of it is left", error.hint) from error
-    except InfraError as error:
-        raise UsageError(str(error), error.hint) from error

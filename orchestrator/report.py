@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from orchestrator.lifecycle import Seen
+    from orchestrator.store import Session
+    from orchestrator.visit import Seen
 
 # Escape sequences, and the control characters (C0 and C1) but for tab, newline and carriage return.
 CONTROL = re.compile(
@@ -184,9 +185,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def cost(seen: Seen) -> str:
+def cost(session: Session) -> str:
     """What the session has cost so far."""
-    machine = seen.session.machine
+    machine = session.machine
     if machine is None:
         return "-"
     amount = machine.cost(time.time())
@@ -209,7 +210,7 @@ def sessions_table(all_seen: list[Seen]) -> None:
         state = session.state + ("" if seen.answers is not False else ", does not answer")
         ends = "-" if session.state == "closed" else f"in {duration(max(session.expires_at - time.time(), 0))}"
         table.add_row(
-            session.name, session.provider, machine.instance_type if machine else "-", state, ends, cost(seen)
+            session.name, session.provider, machine.instance_type if machine else "-", state, ends, cost(session)
         )
         for job in seen.jobs:
             reason = f": {job.reason}" if job.reason else ""

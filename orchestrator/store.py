@@ -259,6 +259,36 @@ class Store:
         had = f"it has had jobs {jobs[0].number} to {jobs[-1].number}" if jobs else "it has had none: `orchestrate run`"
         raise UsageError(f"session {session.name!r} has no job {'' if number is None else number}".rstrip(), had)
 
+    def find_job(self, name: str | None, number: int | None) -> tuple[Session, Job]:
+        """The job a command means: of the named or only open session; else of the last of that name, or of all.
+
+        Raises UsageError.
+        """
+        session = self.find(name) if name else None
+        if session is None:
+            past = [s for s in self.sessions(every=True) if name in (None, s.name)]
+            opened = [s for s in past if s.state != "closed"]
+            session = past[-1] if past and not opened else self.pick(name)
+        return session, self.job(session, number)
+
+    def closed_before(self, name: str | None) -> Session | None:
+        """The last session of that name where it is closed already: taken down twice is down."""
+        if name is None or self.find(name):
+            return None
+        return next((session for session in reversed(self.sessions(every=True)) if session.name == name), None)
+
+    def what_is_open(self) -> str:
+        """What a Ctrl-C leaves, in words for its last line."""
+        running = [
+            f"job {job.number} runs on: `orchestrate logs {session.name} -f` comes back to it, "
+            f"`orchestrate stop {session.name}` ends it"
+            for session in self.sessions()
+            for job in self.jobs(session)
+            if not job.ended
+        ]
+        opened = [f"{session.name} is up: `orchestrate down {session.name}` ends it" for session in self.sessions()]
+        return "; ".join([*running, *opened]) or "nothing is left"
+
     def reread(self, job: Job) -> Job:
         """The job as the record has it now."""
         return self._job(self._rows("SELECT * FROM jobs WHERE session = ? AND number = ?", job.session, job.number)[0])

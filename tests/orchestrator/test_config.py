@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from infra import provider as clouds
 from orchestrator import config as c
+from orchestrator import peers
 from orchestrator import quantities as q
 from orchestrator.config import Config, load, override
 from orchestrator.errors import UsageError
@@ -237,8 +238,8 @@ def test_an_unknown_field_is_named_with_what_was_meant(read, text, message):
 
 def test_every_word_of_advice_leads_to_a_field():
     known = {*Config.model_fields, *c.Resources.model_fields}
-    assert {word for word in c._PEERS.values() if word not in known} == set()
-    assert known & {*c._PEERS, *c._NOT_OURS} == set()
+    assert {word for word in peers.THEIR_WORDS.values() if word not in known} == set()
+    assert known & {*peers.THEIR_WORDS, *peers.NOT_OURS} == set()
 
 
 def test_all_problems_come_in_one_error_in_the_order_of_their_lines(read):

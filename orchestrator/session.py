@@ -1,0 +1,79 @@
+"""A session's machine as the verbs reach it: its keys, its cloud, its host; and where infra's errors become ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from infra import provider
+from infra.errors import CreateFailed, InfraError, MayStillExist
+from orchestrator.errors import MayStillBill, OrchestrateError, UsageError
+from orchestrator.ssh import Host, generate_key
+from orchestrator.store import Session
+
+CLIENT_KEY, HOST_KEY = "id_ed25519", "host_ed25519"
+
+
+def connect(session: Session) -> Host:
+    """The session's machine; opens at first use. Raises UsageError where it has none yet."""
+    machine = session.machine
+    if machine is None:
+        raise UsageError(
+            f"session {session.name!r} has no machine: it was left {session.state}",
+            f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
+        )
+    return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
+
+
+def load_cloud(name: str) -> provider.Cloud:
+    """The cloud of that name. Raises UsageError."""
+    with mapped():
+        return provider.load(name)
+
+
+def check_same(session: Session, cloud: provider.Cloud) -> None:
+    """Raises UsageError where the session is in another cloud, or on its way out."""
+    if session.state == "closing":
+        raise UsageError(
+            f"session {session.name!r} is being taken down", f"`orchestrate down {session.name}` finishes that"
+        )
+    if session.provider != cloud.name:
+        raise UsageError(
+            f"session {session.name!r} is open in {session.provider}, not {cloud.name}",
+            f"`orchestrate down {session.name}` ends it; or choose another name",
+        )
+
+
+@contextlib.contextmanager
+def mapped() -> Iterator[None]:
+    """The one edge where errors of `infra` become ours."""
+    try:
+        yield
+    except MayStillExist as error:
+        raise MayStillBill(f"{error}: {'; '.join(error.survivors)}", error.hint) from error
+    except CreateFailed as error:
+        raise OrchestrateError(f"{error}; nothing of it is left", error.hint) from error
+    except InfraError as error:
+        raise UsageError(str(error), error.hint) from error
+
+
+def keys(folder: Path) -> tuple[str, str, str]:
+    """The session's client and host keys, made once: client public, host public, host private."""
+    for name in (CLIENT_KEY, HOST_KEY):
+        if not (folder / name).exists():
+            pair = generate_key()
+            write_secret(folder / f"{name}.pub", pair.public + "\n")
+            write_secret(folder / name, pair.private)
+    client_public = (folder / f"{CLIENT_KEY}.pub").read_text().strip()
+    host_public = (folder / f"{HOST_KEY}.pub").read_text().strip()
+    return client_public, host_public, (folder / HOST_KEY).read_text()
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A new file that only its owner reads."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
