@@ -1,0 +1,174 @@
+"""This computer as a cloud: a machine is an SSH server of its own on 127.0.0.1. No root, no Docker, free of charge."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from infra import hosting
+from infra.errors import BadRequest, CreateFailed, MayStillExist, MissingTool
+from infra.hosting import Files, Settings
+from infra.provider import Cloud, Machine, MachineSpec, Offer, Request, Say
+
+REAL_SSHD = "ORCHESTRATE_LOCAL_SSHD"  # names an sshd to use in place of our own server
+GIB = 2**30
+
+
+def machine_id(session: str, folder: Path) -> str:
+    """The machine of a session. It needs no file, so that the machine is found when its files are lost."""
+    return f"local-{session}-{hosting.digest(folder)}"
+
+
+def files_of(folder: Path) -> Files:
+    """Where in a session's folder its machine lives."""
+    return Files(folder.absolute() / "machine")
+
+
+# --- offers
+
+
+def offers(request: Request) -> list[Offer]:
+    """One: this computer. Raises BadRequest where more is asked than there is."""
+    if request.spot:
+        raise BadRequest("local has no spot machines", "leave spot out")
+    if request.region not in ("", "local"):
+        raise BadRequest(f"local has no region {request.region!r}", "leave the region out: there is only 'local'")
+    gpus = [name for name in gpu_names() if is_gpu(request.gpu, name)]
+    here = Offer(
+        provider="local", region="local", zone="local", instance_type="this computer",
+        cpus=cpu_count(), memory_gib=round(memory_bytes() / GIB, 1), disk_gib=free_disk_gib(),
+        gpus=len(gpus), gpu=gpus[0] if gpus else "",
+        price_per_hour=0.0, price_source="this computer costs nothing extra",
+    )  # fmt: skip
+    wanted = max(request.gpus, 1 if request.gpu else 0)
+    kind = f"{request.gpu} " if request.gpu else ""
+    _refuse_unless(here.gpus >= wanted, f"{wanted} {kind}GPUs", f"{here.gpus}")
+    _refuse_unless(here.cpus >= request.cpus, f"{request.cpus} CPUs", f"{here.cpus}")
+    _refuse_unless(
+        here.memory_gib >= request.memory_gib, f"{request.memory_gib:g} GiB of memory", f"{here.memory_gib:g}"
+    )
+    _refuse_unless(here.disk_gib >= request.disk_gib, f"{request.disk_gib:g} GiB of free disk", f"{here.disk_gib:g}")
+    return [here]
+
+
+def _refuse_unless(enough: bool, asked: str, there: str) -> None:
+    if not enough:
+        raise BadRequest(f"this computer has {there}, and {asked} were asked for", "ask for less, or choose a cloud")
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """The memory of this computer, or of the container (cgroup v2) where that has less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return total
+
+
+def free_disk_gib() -> float:
+    """What is free on the disk of the home folder, where sessions live."""
+    return round(shutil.disk_usage(Path.home()).free / GIB, 1)
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs of this computer, without the maker's name: "A100-SXM4-40GB". Empty where there are none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    argv = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs has no GPU to offer
+        return []
+    names = answer.stdout.splitlines() if answer.returncode == 0 else []
+    return [re.sub(r"^(NVIDIA|Tesla|GeForce|Quadro)\s+", "", re.sub(r"^NVIDIA\s+", "", name.strip())) for name in names]
+
+
+def is_gpu(asked: str, name: str) -> bool:
+    """Whether a GPU is of the kind asked for: "a100" is in "A100-SXM4-40GB", "A10" isn't. Empty asks for any."""
+    words = re.split(r"[\s-]+", name.upper())
+    wanted = [word for word in re.split(r"[\s-]+", asked.upper()) if word]
+    return all(word in words for word in wanted)
+
+
+# --- machines
+
+
+def create(spec: MachineSpec, say: Say) -> Machine:
+    """Start the machine's server. One that runs already is returned as it is. Raises CreateFailed, MayStillExist."""
+    files, identity, user = files_of(spec.folder), machine_id(spec.session, spec.folder), hosting.user()
+    running = hosting.find(files, identity)
+    if running:
+        _check_keys(files, spec)
+        say(f"the machine runs already, on 127.0.0.1 port {running.port}")
+        return Machine(identity, "127.0.0.1", running.port, user)
+    settings = Settings(
+        id=identity, user=user, expires_at=spec.expires_at, port=spec.port, sshd=_real_sshd(),
+        environment=hosting.environment(files, identity, user),
+    )  # fmt: skip
+    if hosting.survivors(files, identity) or os.path.lexists(files.folder):
+        say("removing what is left of an earlier machine of this session")
+        destroy(spec.session, spec.folder, say)
+    say("starting an SSH server on 127.0.0.1")
+    try:
+        listening = hosting.start(files, settings, spec.host_private_key, spec.client_public_key)
+    except BaseException as error:
+        destroy(spec.session, spec.folder, say)
+        if isinstance(error, OSError):
+            raise CreateFailed(f"can't make the machine's folder: {error}") from error
+        raise
+    return Machine(identity, "127.0.0.1", listening.port, user)
+
+
+def destroy(session: str, folder: Path, say: Say) -> None:
+    """End every process of a session's machine and remove its folder. Raises MayStillExist."""
+    files, identity = files_of(folder), machine_id(session, folder)
+    for line in hosting.survivors(files, identity):
+        say(f"ending {line}")
+    left = hosting.end(files, identity)
+    if left:
+        raise MayStillExist(
+            f"not all of the machine of {session} could be ended: {'; '.join(left)}",
+            left,
+            "end these processes and remove the folder by hand, then try again",
+        )
+
+
+def survivors(session: str, folder: Path) -> list[str]:
+    """What of a session's machine still runs. A folder alone doesn't run."""
+    return hosting.survivors(files_of(folder), machine_id(session, folder))
+
+
+def _real_sshd() -> str:
+    path = os.environ.get(REAL_SSHD, "")
+    if path and not os.access(path, os.X_OK):
+        raise MissingTool(f"{REAL_SSHD} names {path!r}, which is no program", "name an sshd, or unset it")
+    return path
+
+
+def _check_keys(files: Files, spec: MachineSpec) -> None:
+    same = (
+        files.authorized_keys.read_text().strip() == spec.client_public_key.strip()
+        and files.host_key.read_text().strip() == spec.host_private_key.strip()
+    )
+    if not same:
+        raise CreateFailed(f"a machine of {spec.session} runs already, with other keys", "destroy it first")
+
+
+CLOUD = Cloud(
+    name="local",
+    title="this computer",
+    regions=("local",),
+    offers=offers,
+    create=create,
+    destroy=destroy,
+    survivors=survivors,
+)
