@@ -3,41 +3,49 @@
 PYTHON ?= python3
 INDEX  ?=
 BIN    := .venv/bin
+INSTALL = $(BIN)/uv pip install --python $(BIN)/python $(if $(INDEX),--default-index $(INDEX)) -c constraints.txt -e
+CLOUDS := aliyun,tencent,huawei
 
 .PHONY: demo test check docs bench constraints clean
 
-demo: .venv/ready
+demo: .venv/demo
 	$(BIN)/orchestrate launch --name demo --provider local --yes
 
-test: .venv/ready
+test: .venv/test
 	$(BIN)/python -m pytest
 
-check: .venv/ready
+check: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-docs: .venv/ready
+docs: .venv/test
 	$(BIN)/python -m orchestrator.clidocs > docs/cli.md
 
-bench: .venv/ready
+bench: .venv/test
 	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
 
-# The environment: uv first (its hash is checked by pip), then everything else by uv, each wheel against its hash.
-.venv/ready: pyproject.toml constraints.txt
-	@echo "== 1/3 making .venv with $$($(PYTHON) --version)"
+# The environment: uv first (pip checks its hash), then all else by uv, each wheel against its hash.
+.venv/uv: constraints.txt
+	@echo "== making .venv with $$($(PYTHON) --version)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "Python 3.10 to 3.13 is needed. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. On Ubuntu or Debian: apt install python3-venv"; exit 1; }
-	@echo "== 2/3 installing uv, the installer"
+	@echo "== installing uv, the installer"
 	@sed -n '/^uv==/,/[^\\]$$/p' constraints.txt > .venv/uv.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes $(if $(INDEX),--index-url $(INDEX)) -r .venv/uv.txt
-	@echo "== 3/3 installing the project and PyTorch (5.4 GB on Linux, about a minute on a fast line)"
-	@UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(BIN)/uv pip install --python .venv/bin/python $(if $(INDEX),--default-index $(INDEX)) -c constraints.txt -e '.[trainer,dev]'
 	@touch $@
 
+.venv/demo: .venv/uv pyproject.toml
+	@echo "== installing the project and PyTorch (5.4 GB on Linux; about a minute on a fast line)"
+	@$(INSTALL) '.[trainer]' && touch $@
+
+.venv/test: .venv/uv pyproject.toml
+	@echo "== installing the project, PyTorch, the clouds' SDKs and the tests' tools (6 GB on Linux)"
+	@$(INSTALL) '.[trainer,dev,$(CLOUDS)]' && touch $@ .venv/demo
+
 # Pin anew what pyproject.toml allows. The file names no index.
-constraints: .venv/ready
+constraints: .venv/uv
 	echo uv | $(BIN)/uv pip compile --universal --generate-hashes --upgrade --python-version 3.10 --no-header --quiet \
-	  --extra trainer --extra dev pyproject.toml - -o constraints.txt
+	  --extra trainer --extra dev $(foreach cloud,aliyun tencent huawei,--extra $(cloud)) pyproject.toml - -o constraints.txt
 
 clean:
 	rm -rf .venv

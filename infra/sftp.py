@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import paramiko
 from paramiko.sftp import CMD_VERSION, SFTP_FAILURE, SFTP_OK
+
+from infra.lean import paramiko
 
 Answer = TypeVar("Answer")
 

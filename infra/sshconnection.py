@@ -12,7 +12,6 @@ import socket
 import threading
 from typing import Any
 
-import paramiko
 from paramiko.common import (
     AUTH_FAILED,
     AUTH_SUCCESSFUL,
@@ -23,6 +22,7 @@ from paramiko.common import (
     OPEN_SUCCEEDED,
 )
 
+from infra.lean import paramiko
 from infra.sftp import SftpFiles, SftpServer
 from infra.sshsession import CHUNK, Household, Session
 

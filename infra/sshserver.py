@@ -24,10 +24,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import paramiko
-
 from infra import processes
 from infra.hosting import Files, Listening, Settings, write_new
+from infra.lean import paramiko
 from infra.sshconnection import Connection
 from infra.sshsession import Household
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import paramiko
 from paramiko.common import cMSG_CHANNEL_REQUEST
+
+from infra.lean import paramiko
 
 CHUNK = 32768  # bytes read at once; a channel's packet takes 64 fewer
 SPAWN_FAILED = 255  # the exit status that OpenSSH uses for its own failures

@@ -7,17 +7,16 @@ environment of ours is made with uv, and kept: a second `up` or `run` finds it.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.provider import Mirrors
 from orchestrator.errors import CommandFailed, OrchestrateError
 from orchestrator.ssh import Host
-from orchestrator.wire import MachineError, Wire
+from orchestrator.wire import MachineError, Wire, understood
 
 Say = Callable[[str], None]
 
@@ -113,7 +112,8 @@ def prepare(
 def probe(wire: Wire, fresh: bool) -> Facts:
     """Asks the machine what it is. `fresh` looks at the GPUs anew, which takes seconds."""
     raw = wire.call("probe", fresh=fresh)
-    return Facts(**{name: raw[name] for name in Facts.__dataclass_fields__ if name != "raw"}, raw=raw)
+    with understood():
+        return Facts(**{name: raw[name] for name in Facts.__dataclass_fields__ if name != "raw"}, raw=raw)
 
 
 def check_gpus(facts: Facts, want: int) -> None:
@@ -134,6 +134,7 @@ def check_gpus(facts: Facts, want: int) -> None:
 
 def make_plan(facts: Facts, tools: list[str], mirrors: Mirrors, want_gpus: int) -> Plan:
     """What is missing for these tools on a machine of these facts."""
+    facts = replace(facts, gpus=[gpu for gpu in facts.gpus if "problem" not in gpu])  # none was asked for, then
     wanted = [line for tool in tools for line in requirements(tool, bool(facts.gpus))]
     own = facts.python
     if not wanted:
@@ -151,10 +152,12 @@ def requirements(tool: str, gpu: bool) -> list[str]:
     """The lines that install a tool. PyTorch's are the trainer's own, as this project's metadata has them."""
     if tool == "tensorflow":
         return ["tensorflow[and-cuda]>=2.18" if gpu else "tensorflow-cpu>=2.18"]
+    import importlib.metadata  # 40 ms that only an installing run needs
+
     lines = []
     for line in importlib.metadata.requires("orchestrate") or []:
         if re.search(r"extra\s*==\s*['\"]trainer['\"]", line):
-            lines.append(re.sub(r"\s*(and\s+)?extra\s*==\s*['\"]trainer['\"]", "", line).rstrip("; "))
+            lines.append(re.sub(r"\s*(and\s+)?extra\s*==\s*['\"]trainer['\"](\s*and)?", "", line).rstrip("; "))
     return lines
 
 
@@ -167,12 +170,17 @@ def name_of(requirement: str) -> str:
 
 def fits(python: dict[str, Any], wanted: list[str], gpus: list[dict[str, Any]]) -> bool:
     """Whether this Python holds all that is wanted, with a torch that the GPUs' driver can run."""
-    if any(name_of(line) not in python["packages"] for line in wanted):
+    if version_of(python) < OLDEST_PYTHON or any(name_of(line) not in python["packages"] for line in wanted):
         return False
     if not gpus:
         return True
     built, driver = python["torch_cuda"], gpus[0].get("cuda", "")
     return bool(built and driver) and int(built.split(".")[0]) <= int(driver.split(".")[0])
+
+
+def version_of(python: dict[str, Any]) -> tuple[int, ...]:
+    """Major and minor."""
+    return tuple(int(part) for part in python["version"].split(".")[:2])
 
 
 def describe(python: dict[str, Any], tools: list[str]) -> str:
@@ -187,11 +195,9 @@ def install_steps(facts: Facts, key: str, wanted: list[str], mirrors: Mirrors, w
     root = facts.raw["root"]
     folder = f"{root}/envs/{key}"
     uv, python = f"{root}/bin/uv", f"{folder}/bin/python"
-    own = tuple(int(part) for part in facts.python["version"].split(".")[:2])
-    base = facts.python["path"] if own >= OLDEST_PYTHON else OUR_PYTHON
-    base_words = (
-        f"Python {facts.python['version']}" if own >= OLDEST_PYTHON else f"Python {OUR_PYTHON}, which uv brings"
-    )
+    new_enough = version_of(facts.python) >= OLDEST_PYTHON
+    base = facts.python["path"] if new_enough else OUR_PYTHON
+    base_words = f"Python {facts.python['version']}" if new_enough else f"Python {OUR_PYTHON}, which uv brings"
 
     def fetch_uv(host: Host, wire: Wire, say: Say) -> None:
         if facts.arch not in UV_WHEELS:

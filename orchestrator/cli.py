@@ -220,13 +220,17 @@ def status(
 ) -> None:
     """Sessions, jobs and costs."""
     with told(False, as_json) as watcher:
-        from orchestrator import visit
-        from orchestrator.report import sessions_table
-
         records = store()
         sessions = [s for s in records.sessions(every) if name in (None, s.name)]
         if name and not sessions:
             records.pick(name)
+        if not sessions and not as_json:
+            some = "" if every else "; `--all` shows past ones"
+            watcher.say(f"no session is open. `orchestrate up` makes one{some}")
+            return
+        from orchestrator import visit
+        from orchestrator.report import sessions_table
+
         seen = [visit.look(records, session) for session in sessions]
         if as_json:
             done(
@@ -236,12 +240,8 @@ def status(
                     for s in seen
                 ],
             )
-        elif seen:
-            sessions_table(seen)
         else:
-            watcher.say(
-                "no session is open. `orchestrate up` makes one" + ("" if every else "; `--all` shows past ones")
-            )
+            sessions_table(seen)
 
 
 @app.command()

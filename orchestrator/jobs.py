@@ -21,9 +21,10 @@ from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachabl
 from orchestrator.ssh import Host
 from orchestrator.store import ENDED, Job, Store
 from orchestrator.watch import Watcher
-from orchestrator.wire import Wire
+from orchestrator.wire import Wire, understood
 
 GIVE_UP_S = 600.0  # of reconnecting: after that, the job's fate is unknown here
+STATES = ("queued", "preparing", "setup", "running", *ENDED)
 LOOK_S = 10.0  # the longest the agent waits for news before it answers all the same: our heartbeat
 
 
@@ -56,7 +57,8 @@ def submit(wire: Wire, session: str, job: Job, spec: Spec, env: dict[str, str]) 
 
 def refresh(wire: Wire, store: Store, jobs: list[Job]) -> None:
     """Brings the record up to what the machine says of these jobs. Raises MachineError, Unreachable."""
-    states = wire.call("jobs")
+    with understood():
+        states = {number: status_of(status) for number, status in wire.call("jobs").items()}
     for job in jobs:
         status = states.get(str(job.number))
         if status is None and job.state == "submitting":
@@ -65,30 +67,40 @@ def refresh(wire: Wire, store: Store, jobs: list[Job]) -> None:
             record(store, job, status)
 
 
+def status_of(said: dict[str, Any]) -> dict[str, Any]:
+    """A job's state as the machine words it, each thing of its kind. Raises Refused."""
+    with understood():
+        if said["state"] not in STATES or said.get("code") not in (None, *range(256)):
+            raise ValueError(said)
+        times = {name: float(said[name]) for name in ("started_at", "ended_at") if said.get(name) is not None}
+        return {**said, "reason": str(said.get("reason", ""))[:1000], **times}
+
+
+def news(wire: Wire, job: Job, offset: int, seen: str, progress: Any, wait_s: float) -> tuple[dict[str, Any], bytes]:
+    """What `follow` answers: status, progress and the log's size; and the log from `offset` on. Raises Refused."""
+    said, data = wire.follow(job=job.number, offset=offset, seen=seen, progress=progress, wait_s=wait_s)
+    with understood():
+        told = said["progress"] if isinstance(said["progress"], dict) else None
+        return {"status": status_of(said["status"]), "progress": told, "size": int(said["size"])}, data
+
+
 def record(store: Store, job: Job, status: dict[str, Any]) -> None:
-    """Writes a job's state, as the machine's agent words it, into the record."""
-    code = status.get("code")
-    store.update_job(
-        job,
-        state=str(status["state"]),
-        code=int(code) if code is not None else None,
-        reason=str(status.get("reason", ""))[:1000],
-        started_at=status.get("started_at"),
-        ended_at=status.get("ended_at"),
-    )
+    """Writes a job's state into the record."""
+    known = {name: status.get(name) for name in ("state", "code", "reason", "started_at", "ended_at")}
+    store.update_job(job, **known)
 
 
 def stop(wire: Wire, store: Store, job: Job, grace_s: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Asks the job to end and waits for it: its grace, and a little. Raises Unreachable."""
     deadline = time.monotonic() + grace_s + 15
-    status: dict[str, Any] = wire.call("stop", job=job.number)
+    status, progress = status_of(wire.call("stop", job=job.number)), None
     if status["state"] not in ENDED:
         say(f"stopping job {job.number}: up to {grace_s:.0f} s for a last checkpoint")
     while status["state"] not in ENDED:
         if time.monotonic() > deadline:
             raise OrchestrateError(f"job {job.number} does not end", "`orchestrate ssh` shows why")
-        answer, _ = wire.follow(job=job.number, offset=1 << 60, seen=status["state"], progress=None, wait_s=1)
-        status = answer["status"]
+        answer, _ = news(wire, job, offset=1 << 60, seen=status["state"], progress=progress, wait_s=1)
+        status, progress = answer["status"], answer["progress"]
     record(store, job, status)
     return status
 
@@ -158,7 +170,7 @@ def _follow(host: Host, store: Store, job: Job, watcher: Watcher, log: Log, offs
     while True:
         try:
             wire = wire or host.agent(timeout_s=LOOK_S + 15)
-            answer, data = wire.follow(job=job.number, offset=offset, seen=state, progress=progress, wait_s=LOOK_S)
+            answer, data = news(wire, job, offset, seen=state, progress=progress, wait_s=LOOK_S)
         except Unreachable as error:
             wire = None
             lost_at = reconnecting(host, store, job, error, lost_at, watcher)
@@ -180,6 +192,7 @@ def _follow(host: Host, store: Store, job: Job, watcher: Watcher, log: Log, offs
                 watcher.say(f"job {job.number} waits for the jobs before it")
         if state in ENDED and offset >= answer["size"]:
             return
+        check_came(job, data, offset, answer["size"])
 
 
 def reconnecting(
@@ -256,14 +269,21 @@ def bring_log(wire: Wire, store: Store, job: Job) -> dict[str, Any]:
     try:
         while True:
             offset = log.size
-            answer, data = wire.follow(job=job.number, offset=offset, seen="", progress=None, wait_s=0)
+            answer, data = news(wire, job, offset, seen="", progress=None, wait_s=0)
             log.write(data, offset)
             if log.size >= answer["size"]:
-                record(store, job, answer["status"])
                 status: dict[str, Any] = answer["status"]
+                record(store, job, status)
                 return status
+            check_came(job, data, log.size, answer["size"])
     finally:
         log.close()
+
+
+def check_came(job: Job, data: bytes, offset: int, size: int) -> None:
+    """Raises TransferIncomplete where there is more of the log and nothing of it came: asking on would never end."""
+    if offset < size and not data:
+        raise TransferIncomplete(f"the machine says that the log of job {job.number} has {size} bytes, and sends none")
 
 
 def note(job: Job, **more: Any) -> None:

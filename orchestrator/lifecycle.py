@@ -13,11 +13,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from infra import provider
 from infra.errors import InfraError
 from orchestrator import bootstrap, jobs, payload, sync
-from orchestrator.config import Config, provider_name
 from orchestrator.errors import (
     JobFailed,
     MayStillBill,
@@ -30,6 +30,9 @@ from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Proposal, Watcher
 
+if TYPE_CHECKING:
+    from orchestrator.config import Config
+
 SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine takes one to three minutes
 
 
@@ -38,6 +41,8 @@ SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine ta
 
 def up(store: Store, name: str, config: Config, watcher: Watcher) -> Session:
     """A machine that is ready: the one of this session, or a new one. Raises OrchestrateError, with nothing left."""
+    from orchestrator.config import provider_name
+
     cloud = load_cloud(provider_name(config))
     with store.lock(name):
         session = store.find(name)

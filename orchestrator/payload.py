@@ -10,17 +10,19 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import jobs, sync
 from orchestrator.bootstrap import Ready
-from orchestrator.config import Config, resolve_envs, resolve_secrets
 from orchestrator.errors import OrchestrateError, Unreachable, UsageError
 from orchestrator.quantities import parse_duration
 from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
 from orchestrator.wire import Wire
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
 
 TRAIN = ["python", "-m", "trainer", "train"]
 DIFF_BYTES = 10 << 20  # of a dirty tree's diff that is kept with the results
@@ -37,6 +39,8 @@ def submit(
     watcher: Watcher,
 ) -> Job:
     """Records the job, sends what it needs, queues it. Raises OrchestrateError; then it is recorded as not started."""
+    from orchestrator.config import resolve_envs, resolve_secrets
+
     env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is sent
     started = time.monotonic()
     work = work_tree(config, argv)

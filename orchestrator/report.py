@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import math
 import re
 import sys
 import time
@@ -160,9 +161,12 @@ def bar_line(progress: dict[str, Any]) -> Table:
 
     def number(name: str) -> float | None:
         value = progress.get(name)
-        return float(value) if isinstance(value, (int, float)) else None
+        with contextlib.suppress(OverflowError):  # an int without end
+            return float(value) if isinstance(value, (int, float)) else None
+        return None
 
-    epoch, epochs, batch, batches = (number(name) or 0 for name in ("epoch", "epochs", "batch", "batches"))
+    counts = (number(name) or 0 for name in ("epoch", "epochs", "batch", "batches"))
+    epoch, epochs, batch, batches = (count if 0 <= count < math.inf else 0 for count in counts)
     done = (max(epoch - 1, 0) + (batch / batches if batches else 0)) / epochs if epochs else 0
     loss, accuracy, speed, left = (number(name) for name in ("loss", "accuracy", "images_per_s", "eta_s"))
     words = [f"epoch {epoch:.0f}/{epochs:.0f}", f"batch {batch:.0f}/{batches:.0f}"]
@@ -177,6 +181,8 @@ def bar_line(progress: dict[str, Any]) -> Table:
 
 def duration(seconds: float) -> str:
     """Seconds in words: 42 s, 3 min 20 s, 2 h 5 min."""
+    if not math.isfinite(seconds):
+        return "-"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

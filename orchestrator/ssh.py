@@ -7,24 +7,28 @@ we are. Liveness: TCP_USER_TIMEOUT sees a dead link, each request's own deadline
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import shlex
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import paramiko
-
+from infra.lean import paramiko
 from orchestrator.errors import CommandFailed, Refused, Unreachable, UsageError
-from orchestrator.wire import LOADER, Wire
+from orchestrator.wire import LOADER, Wire, exit_code
 
 CONNECT_TIMEOUT_S = 15.0
 DEAD_LINK_TIMEOUT_S = 25.0  # seen by the kernel, see TCP_USER_TIMEOUT in tcp(7)
+LONGEST_LINE = 1 << 16
+
+logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks end on stderr; we raise ours
 
 
 @dataclass(frozen=True)
@@ -105,16 +109,19 @@ class Host:
             options.key_types = ["ssh-ed25519"]
             options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)  # 2 x the speed of ctr + hmac
             options.kex = [name for name in options.kex if "mlkem" in name or "curve25519" in name or "ecdh" in name]
+            transport.banner_timeout = CONNECT_TIMEOUT_S
             transport.start_client(timeout=CONNECT_TIMEOUT_S)
+            if not transport.initial_kex_done:  # paramiko's own timeout is silent
+                raise TimeoutError(f"no SSH server has shown itself for {CONNECT_TIMEOUT_S:.0f} s")
             self._check_host_key(transport.get_remote_server_key())
             transport.auth_timeout = CONNECT_TIMEOUT_S
             transport.auth_publickey(self.user, key)
         except BaseException as error:
             transport.close()
-            if isinstance(error, paramiko.AuthenticationException):
+            if isinstance(error, paramiko.AuthenticationException) and not re.search("EOF|timeout", str(error)):
                 raise Refused(f"{self} did not accept the session's key", "is it still the machine we made?") from error
             if isinstance(error, (OSError, EOFError, paramiko.SSHException)):
-                raise Unreachable(f"{self} broke off while connecting: {error or 'no answer'}") from error
+                raise Unreachable(f"{self} broke off while connecting: {str(error) or 'no answer'}") from error
             raise
         transport.set_keepalive(5)
         return transport
@@ -147,7 +154,7 @@ class Host:
     def agent(self, timeout_s: float = 30) -> Wire:
         """An agent on a channel of its own. Raises MachineError where there is no Python, Unreachable."""
         channel = self._open_channel()
-        channel.exec_command(f"exec python3 -u -c {shlex.quote(LOADER)}")
+        self._start(channel, f"exec python3 -X utf8 -u -c {shlex.quote(LOADER)}")  # names are UTF-8 in any locale
         return Wire(channel, timeout_s)
 
     def run(self, argv: list[str], env: dict[str, str] | None = None, timeout_s: float = 3600) -> str:
@@ -164,18 +171,24 @@ class Host:
         channel.settimeout(timeout_s)
         channel.set_combine_stderr(True)
         assignments = [f"{name}={value}" for name, value in (env or {}).items()]
-        channel.exec_command(shlex.join(["env", *assignments, *argv] if assignments else argv))
-        channel.shutdown_write()
+        self._start(channel, shlex.join(["env", *assignments, *argv] if assignments else argv))
         tail: list[str] = []
         try:
-            for line in channel.makefile("r"):
-                tail = [*tail[-20:], line.rstrip()]
-                say(line.rstrip())
+            channel.shutdown_write()
+            output = channel.makefile("rb")
+            while data := output.readline(LONGEST_LINE):
+                line = data.decode(errors="replace").rstrip()
+                tail = [*tail[-20:], line]
+                say(line)
+            code = exit_code(channel, timeout_s)  # before our close, after which none comes
         except TimeoutError as error:
             raise Unreachable(f"`{shlex.join(argv)}` has printed nothing for {timeout_s:.0f} s") from error
+        except OSError as error:
+            raise Unreachable(f"{self} broke off: {str(error) or 'no answer'}") from error
         finally:
             channel.close()
-        code = channel.recv_exit_status()
+        if code < 0 and not channel.get_transport().is_active():
+            raise Unreachable(f"{self} broke off before `{shlex.join(argv)}` had ended")
         if code:
             raise CommandFailed(argv, code, "\n".join(tail))
 
@@ -185,11 +198,9 @@ class Host:
         interactive = stdin.isatty()
         if interactive or not argv:
             size = os.get_terminal_size(stdout.fileno()) if stdout.isatty() else os.terminal_size((80, 24))
-            channel.get_pty(os.environ.get("TERM", "xterm"), size.columns, size.lines)
-        if argv:
-            channel.exec_command(shlex.join(argv) if len(argv) > 1 else argv[0])
-        else:
-            channel.invoke_shell()
+            with self._replying(channel):
+                channel.get_pty(os.environ.get("TERM", "xterm"), size.columns, size.lines)
+        self._start(channel, shlex.join(argv) if len(argv) > 1 else "".join(argv))
         from orchestrator import terminal
 
         with terminal.raw(stdin) if interactive else contextlib.nullcontext():
@@ -201,7 +212,28 @@ class Host:
             return self.transport.open_session(timeout=CONNECT_TIMEOUT_S)
         except (OSError, EOFError, paramiko.SSHException) as error:
             self.close()
-            raise Unreachable(f"{self} opens no channel: {error or 'no answer'}") from error
+            raise Unreachable(f"{self} opens no channel: {str(error) or 'no answer'}") from error
+
+    def _start(self, channel: paramiko.Channel, command: str) -> None:
+        """Starts the command, or with none a login shell. Raises Unreachable."""
+        with self._replying(channel):
+            if command:
+                channel.exec_command(command)
+            else:
+                channel.invoke_shell()
+
+    @contextlib.contextmanager
+    def _replying(self, channel: paramiko.Channel) -> Iterator[None]:
+        """Around a request of a channel, for whose reply paramiko would wait without end. Raises Unreachable."""
+        giving_up = threading.Timer(CONNECT_TIMEOUT_S, channel.close)
+        giving_up.daemon = True
+        giving_up.start()
+        try:
+            yield
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise Unreachable(f"{self} starts nothing: {str(error) or 'no answer'}") from error
+        finally:
+            giving_up.cancel()
 
 
 def open_socket(host: str, port: int) -> socket.socket:

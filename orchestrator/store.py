@@ -13,6 +13,7 @@ import os
 import socket
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ CREATE VIEW IF NOT EXISTS costs AS
            * m.price_per_hour AS cost
     FROM machines m JOIN sessions s ON s.id = m.session;
 """
+MEND = "it is where sessions are remembered: free some space, mend its permissions, or set ORCHESTRATE_HOME"
 ENDED = ("succeeded", "failed", "stopped", "lost")
 
 
@@ -134,6 +136,7 @@ class Store:
     def __init__(self, folder: Path | None = None, clock: Any = time.time) -> None:
         self.folder = folder or home()
         self.clock = clock
+        self.one_thread = threading.RLock()  # at a time: they share the connection, and so its transaction
         old_mask = os.umask(0o077)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,23 +146,24 @@ class Store:
             self.db.row_factory = sqlite3.Row
             self.db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON; {SCHEMA}")
         except (OSError, sqlite3.Error) as error:
-            raise OrchestrateError(
-                f"the record in {self.folder} can't be used: {error}",
-                "it is where sessions are remembered: free some space, mend its permissions, or set ORCHESTRATE_HOME",
-            ) from error
+            raise OrchestrateError(f"the record in {self.folder} can't be used: {error}", MEND) from error
         finally:
             os.umask(old_mask)
 
     def _write(self, sql: str, *values: Any) -> int:
-        try:
+        with self.one_thread, self._usable("written"):
             return self.db.execute(sql, values).lastrowid or 0
-        except sqlite3.OperationalError as error:
-            raise OrchestrateError(
-                f"the record in {self.folder} can't be written: {error}", "free some space"
-            ) from error
 
     def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        return [dict(row) for row in self.db.execute(sql, values)]
+        with self.one_thread, self._usable("read"):
+            return [dict(row) for row in self.db.execute(sql, values)]
+
+    @contextlib.contextmanager
+    def _usable(self, how: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise OrchestrateError(f"the record in {self.folder} can't be {how}: {error}", MEND) from error
 
     # ---- sessions ----
 
@@ -334,22 +338,28 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._write("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._write("COMMIT")
-        except BaseException:
-            self._write("ROLLBACK")
-            raise
+        with self.one_thread:
+            self._write("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._write("COMMIT")
+            except BaseException:
+                if self.db.in_transaction:  # a full disk has ended it already
+                    self._write("ROLLBACK")
+                raise
 
     # ---- locks ----
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Holds a session's name for one command. The kernel frees it however the command ends. Raises Locked."""
-        folder = self.folder / "locks"
-        folder.mkdir(exist_ok=True, mode=0o700)
-        with (folder / f"{name}.lock").open("a+") as file:
+        path = self.folder / "locks" / f"{name}.lock"
+        try:
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            file = path.open("a+")
+        except OSError as error:
+            raise OrchestrateError(f"{path} can't be written: {error.strerror}", MEND) from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -23,10 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, UsageError
-from orchestrator.wire import CHUNK, Wire
+from orchestrator.wire import CHUNK, Wire, understood
 
 MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
 OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch"})  # in the results folder, written by us
+GIT_PLACES = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
 Say = Callable[[str], None]
 
 
@@ -63,13 +65,21 @@ def read_tree(root: Path, names: list[str], prefix: str = "") -> Tree:
     entries, sizes, origins = [], {}, {}
     for name in names:
         path = root / name
-        info = path.lstat()
-        if stat.S_ISLNK(info.st_mode):
-            entries.append((prefix + name, inner_target(root, path), "link"))
-        elif stat.S_ISREG(info.st_mode):
-            digest, size = digest_of(path)
-            entries.append((prefix + name, digest, "exec" if info.st_mode & 0o100 else "file"))
-            sizes[digest], origins[digest] = size, path
+        try:
+            info = path.lstat()
+            if stat.S_ISLNK(info.st_mode):
+                entries.append((prefix + name, inner_target(root, path), "link"))
+            elif stat.S_ISREG(info.st_mode):
+                digest, size = digest_of(path)
+                entries.append((prefix + name, digest, "exec" if info.st_mode & 0o100 else "file"))
+                sizes[digest], origins[digest] = size, path
+        except FileNotFoundError:  # removed since it was listed
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"{shown(str(path))} can't be read: {error.strerror}",
+                "mend its permissions, or name it under `exclude:`",
+            ) from error
     return Tree(root, tuple(sorted(entries)), sizes, origins)
 
 
@@ -79,7 +89,7 @@ def inner_target(root: Path, link: Path) -> str:
     inside = os.path.normpath(os.path.join(os.path.relpath(link.parent, root), target))
     if os.path.isabs(target) or inside.split(os.sep)[0] == "..":
         raise UsageError(
-            f"{link} is a link to {target}, outside the folder that is sent",
+            f"{shown(str(link))} is a link to {shown(target)}, outside the folder that is sent",
             "name what it points to under `inputs:`, or the link under `exclude:`",
         )
     return target
@@ -109,28 +119,41 @@ def working_files(root: Path, exclude: list[str]) -> list[str]:
     return names
 
 
-def git_files(root: Path, exclude: list[str]) -> list[str]:
+def git_files(root: Path, exclude: list[str], results: str = "/results/") -> list[str]:
     """What git lists below root; where root is in no repository, an empty one elsewhere lends its rules."""
     with contextlib.ExitStack() as stack:
         where: list[str] = []
-        if git(root, "rev-parse", "--git-dir").returncode:
+        place = git(root, "rev-parse", "--show-prefix")
+        prefix = os.fsdecode(place.stdout).rstrip("\n")
+        if place.returncode:
             empty = stack.enter_context(tempfile.TemporaryDirectory())
-            subprocess.run(["git", "init", "-q", "--bare", empty], check=True, capture_output=True)
+            git(root, "init", "-q", "--bare", empty)
             where = ["--git-dir", empty, "--work-tree", str(root)]
-        patterns = [f"--exclude={pattern}" for pattern in exclude]
-        names = listed(
-            root, *where, "ls-files", "-z", "-c", "-o", "--exclude-standard", "--exclude=/results/", *patterns
-        )
+        patterns = [f"--exclude={anchored(pattern, prefix)}" for pattern in exclude]
+        new = ["-o", "--exclude-standard", f"--exclude={anchored(results, prefix)}"]
+        names = listed(root, *where, "ls-files", "-z", "-c", *new, *patterns)
         if patterns:
             names -= listed(root, *where, "ls-files", "-z", "-c", "-i", *patterns)
     found = []
-    for name in sorted(names):
+    for name in sorted(names - {"./"}):  # git says that in the empty folder of a submodule that isn't checked out
         path = root / name
         if path.is_dir() and not path.is_symlink():  # a repository of its own inside this one, or a submodule
-            found += [os.path.join(name, inner) for inner in git_files(path, exclude)]
+            found += [os.path.join(name, inner) for inner in git_files(path, exclude, results="")]
         elif os.path.lexists(path):  # one deleted but still tracked isn't there
             found.append(name)
     return found
+
+
+def anchored(pattern: str, prefix: str) -> str:
+    """A pattern of the folder `prefix` (with a slash at its end, or empty) of a repository, as git wants to have it.
+
+    Git takes those of its command line from the repository's top, and so they begin with a slash only there.
+    """
+    sign, body = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
+    if not prefix or "/" not in body.rstrip("/"):
+        return pattern
+    escaped = re.sub(r"([*?\[\\])", r"\\\1", prefix)
+    return f"{sign}/{escaped}{body.lstrip('/')}"
 
 
 def listed(root: Path, *arguments: str) -> set[str]:
@@ -147,8 +170,9 @@ def has_git() -> bool:
 
 
 def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """git in that folder, its output as bytes: names needn't be text."""
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    """git in that folder, its output as bytes: names needn't be text. Of a hook that runs us, git forgets the place."""
+    env = {name: value for name, value in os.environ.items() if name not in GIT_PLACES}
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, stdin=subprocess.DEVNULL, env=env)
 
 
 def every_file(root: Path) -> list[str]:
@@ -164,9 +188,10 @@ def every_file(root: Path) -> list[str]:
 def push(wire: Wire, tree: Tree) -> Pushed:
     """Makes the tree be on the machine, sending only content that isn't there. Raises MachineError, Unreachable."""
     answer = wire.call("missing", tree=tree.id, digests=list(tree.sizes))
-    if answer["tree"]:
-        return Pushed(tree.id, len(tree.entries), 0, 0)
-    missing = answer["missing"]
+    with understood():
+        if answer["tree"]:
+            return Pushed(tree.id, len(tree.entries), 0, 0)
+        missing = [digest for digest in answer["missing"] if tree.origins[digest]]
     if missing:
         wire.put((digest, chunks(tree.origins[digest], digest, tree.sizes[digest])) for digest in missing)
     wire.call("tree", tree=tree.id, entries=tree.entries)
@@ -175,13 +200,16 @@ def push(wire: Wire, tree: Tree) -> Pushed:
 
 def chunks(path: Path, digest: str, size: int) -> Iterator[bytes]:
     """The file's content, which must still be what was hashed. Raises TransferIncomplete."""
-    got = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+    got, left = hashlib.sha256(), size
+    with contextlib.suppress(OSError), path.open("rb") as file:  # one that is gone has changed too
+        while left >= 0 and (chunk := file.read(CHUNK)):
             got.update(chunk)
+            left -= len(chunk)
             yield chunk
     if got.hexdigest() != digest:
-        raise TransferIncomplete(f"{path} changed while it was sent", "run the same command again once it is at rest")
+        raise TransferIncomplete(
+            f"{shown(str(path))} changed while it was sent", "run the same command again once it is at rest"
+        )
 
 
 # ---- pull ---------------------------------------------------------------------------------------------------------
@@ -210,13 +238,8 @@ class Outputs:
         While the job runs (`final` false) a file that changed under the pull comes as it was read, and again next
         time. At the end each must be what the manifest says. Raises TransferIncomplete, Refused, Unreachable.
         """
-        with locked(self.folder):
-            try:
-                return self._pull(wire, job, patterns, final)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise Refused(
-                    "the machine's answer is not one that our agent gives; nothing more was written"
-                ) from error
+        with locked(self.folder), understood():
+            return self._pull(wire, job, patterns, final)
 
     def _pull(self, wire: Wire, job: int, patterns: list[str], final: bool) -> Pulled:
         manifest = wire.call("manifest", job=job, patterns=patterns)
@@ -231,7 +254,7 @@ class Outputs:
         new = [path for path, (_, digest) in wanted.items() if not self.holds(path, digest)]
         self.check_space(sum(wanted[path][0] for path in new))
         brought = self.receive(wire, job, new, wanted, final) if new else 0
-        skipped = [*manifest["skipped"], *(path for path, *_ in manifest["files"] if path in OWN_FILES)]
+        skipped = [*map(str, manifest["skipped"]), *(path for path, *_ in manifest["files"] if path in OWN_FILES)]
         return Pulled(wanted, len(new), brought, skipped)
 
     def holds(self, path: str, digest: str) -> bool:
@@ -256,7 +279,7 @@ class Outputs:
 
     def receive(self, wire: Wire, job: int, names: list[str], wanted: dict[str, tuple[int, str]], final: bool) -> int:
         """Takes the files of one stream, each written aside, synced, then renamed into its place."""
-        total = 0
+        total, left = 0, set(names)
         partial: Partial | None = None
         try:
             for kind, value in wire.get(job, [(name, 0) for name in names]):
@@ -265,28 +288,34 @@ class Outputs:
                         raise Refused("the machine sent data of no file")
                     partial.write(value)
                     total += len(value)
-                elif "gone" in value:
-                    if final:
-                        raise TransferIncomplete(f"{shown(value['path'])} went away on the machine: {value['gone']}")
                 elif "path" in value:
-                    if value["path"] not in wanted:
-                        raise Refused(f"the machine sent a file that wasn't asked for: {shown(value['path'])}")
-                    partial = Partial(self.folder, value["path"], limit=int(value["size"]))
+                    path = value["path"]
+                    if partial is not None or path not in left:
+                        raise Refused(f"the machine sent a file that wasn't asked for: {shown(path)}")
+                    left.remove(path)
+                    if "gone" not in value:
+                        partial = Partial(self.folder, path, wanted[path][0] if final else int(value["size"]))
+                    elif final:
+                        raise TransferIncomplete(f"{shown(path)} went away on the machine: {shown(str(value['gone']))}")
+                elif partial is None:
+                    raise Refused("the machine sent a digest of no file")
                 else:
-                    assert partial is not None
                     must_be = wanted[partial.path][1] if final else value["digest"]
                     self.have[partial.path] = partial.finish(value["digest"], must_be)
                     partial = None
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise TransferIncomplete(
-                    f"the disk of {self.folder} is full",
-                    "free some space, then `orchestrate pull`; the machine is kept",
-                ) from error
-            raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise TransferIncomplete(
+                f"the disk of {self.folder} is full" if full else f"{self.folder} can't take it: {error.strerror}",
+                "free some space, then `orchestrate pull`; the machine is kept" if full else "",
+            ) from error
         finally:
             if partial is not None:
                 partial.discard()
+        if left or partial is not None:
+            raise TransferIncomplete(
+                f"the machine sent {len(names) - len(left)} of {len(names)} files", "`orchestrate pull` tries again"
+            )
         return total
 
 
@@ -307,7 +336,8 @@ class Partial:
                 deeper = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.folder_fd)
                 os.close(self.folder_fd)
                 self.folder_fd = deeper
-            self.aside = f".{self.name[:100]}.partial"
+            # Of the name only its hash: a name that is as long as names can be leaves no room for more.
+            self.aside = f".{hashlib.sha256(os.fsencode(self.name)).hexdigest()[:16]}.orchestrate-partial"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.aside, dir_fd=self.folder_fd)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -349,7 +379,8 @@ class Partial:
 
     def discard(self) -> None:
         """Leaves nothing of it but what was renamed."""
-        self.file.close()
+        with contextlib.suppress(OSError):  # what a full disk refused, it refuses again
+            self.file.close()
         if self.folder_fd >= 0:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.aside, dir_fd=self.folder_fd)

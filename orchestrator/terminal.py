@@ -12,7 +12,7 @@ import tty
 from collections.abc import Iterator
 from typing import IO
 
-import paramiko
+from infra.lean import paramiko
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import zlib
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 GREETING = b"\norchestrate-agent 1\n"
 MAX_FRAME = 1 << 28
 CHUNK = 1 << 18
+PIECE = 1 << 16  # of what paramiko is given at once: it copies all that is left for every packet
+MAX_FOLLOW = 1 << 21  # twice what the agent sends of a log at once
 # The agent's source arrives on stdin, after a line with its length: nothing is installed, nothing is out of date. An
 # empty entry of sys.path is the home folder, where a file may have the name of a module.
 LOADER = (
@@ -51,7 +54,8 @@ class Wire:
         self.timeout_s = timeout_s
         self.buffer = bytearray()
         channel.settimeout(timeout_s)
-        self._write(source())
+        with contextlib.suppress(Unreachable):  # where no Python starts nobody reads it; what it said tells why
+            self._write(source())
         self._skip_greeting()
         self._answer()
 
@@ -77,14 +81,24 @@ class Wire:
 
     def follow(self, **arguments: Any) -> tuple[Any, bytes]:
         """The agent's `follow`: the state, and what is new of the log (at most 1 MiB)."""
-        answer = self.call("follow", **arguments)
-        return answer, b"".join(body for _, body in self._stream())
+        answer, data = self.call("follow", **arguments), bytearray()
+        for _, body in self._stream():
+            data += body
+            if len(data) > MAX_FOLLOW:
+                raise Refused("the machine sent more of the log than it was asked for")
+        return answer, bytes(data)
 
     def get(self, job: int, files: list[tuple[str, int]]) -> Iterator[tuple[Literal["head", "data"], Any]]:
         """The agent's `get`: heads are dicts (a file's beginning, or its digest), data are bytes."""
         self.call("get", job=job, files=files)
         for kind, body in self._stream():
-            yield ("head", parse(body)) if kind == b"J" else ("data", body)
+            if kind != b"J":
+                yield "data", body
+                continue
+            head = parse(body)
+            if "error" in head:
+                raise machine_error(head)
+            yield "head", head
 
     def put(self, blobs: Iterable[tuple[str, Iterable[bytes]]]) -> int:
         """The agent's `put`: digests with their content. Returns how many it took."""
@@ -98,6 +112,8 @@ class Wire:
                 squeeze = len(small) < len(chunk) * 0.9
                 batch += frame(b"Z", small) if squeeze else frame(b"D", chunk)
                 if len(batch) > CHUNK:
+                    if self.channel.recv_ready():  # it answers before the end: it can't take more
+                        self._answer()
                     self._write(batch)
                     batch.clear()
         self._write(batch + frame(b"E"))
@@ -106,8 +122,10 @@ class Wire:
     # ---- frames ----
 
     def _write(self, data: bytes | bytearray) -> None:
+        view = memoryview(data)
         try:
-            self.channel.sendall(data)
+            for start in range(0, len(view), PIECE):
+                self.channel.sendall(view[start : start + PIECE])  # type: ignore[arg-type]  # any buffer will do
         except OSError as error:  # a timeout, or the channel is closed
             raise Unreachable(f"the connection to the machine broke: {error or 'it does not answer'}") from error
 
@@ -149,7 +167,7 @@ class Wire:
         answer = parse(self._receive()[1])
         if "ok" in answer:
             return answer["ok"]
-        raise MachineError(f"on the machine: {answer.get('error')}", str(answer.get("kind")))
+        raise machine_error(answer)
 
     def _skip_greeting(self) -> None:
         """Passes over what the login shell prints; says what is wrong where no agent starts."""
@@ -160,11 +178,19 @@ class Wire:
                 raise Unreachable(f"the machine has not answered for {self.timeout_s:.0f} s") from error
             if not chunk:
                 said = self._stderr()
+                if exit_code(self.channel, self.timeout_s) < 0:
+                    raise Unreachable("the connection to the machine broke")
                 raise MachineError(f"Python does not start on the machine: {said or 'it said nothing'}", "no-python")
             self.buffer += chunk
             if len(self.buffer) > 1 << 20:
                 raise TransferIncomplete("the machine's login shell prints without end")
         del self.buffer[: self.buffer.index(GREETING) + len(GREETING)]
+
+
+def exit_code(channel: paramiko.Channel, timeout_s: float) -> int:
+    """The code that the channel's command ended with; negative where none came: a signal, or a broken connection."""
+    channel.status_event.wait(timeout_s)  # it may come after the output's end
+    return int(channel.exit_status)
 
 
 def frame(kind: bytes, body: bytes | bytearray = b"") -> bytes:
@@ -174,13 +200,25 @@ def frame(kind: bytes, body: bytes | bytearray = b"") -> bytes:
 
 def parse(body: bytes) -> dict[str, Any]:
     """A J frame's object. Raises Refused for anything else."""
-    try:
+    with understood():
         value = json.loads(body)
         if isinstance(value, dict):
             return value
-    except ValueError:
-        pass
-    raise Refused("the machine's answer is not one that our agent gives")
+        raise TypeError(type(value))
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Around what takes an answer apart: one that isn't of the form that our agent gives is Refused."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise Refused("the machine's answer is not one that our agent gives; nothing more was done with it") from error
+
+
+def machine_error(answer: dict[str, Any]) -> MachineError:
+    """The agent's answer that is an error."""
+    return MachineError(f"on the machine: {answer.get('error')}", str(answer.get("kind")))
 
 
 def inflate(body: bytes) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import glob
 import hashlib
 import json
@@ -108,7 +109,7 @@ def op_probe(request: Facts) -> Facts:
 
 def os_name() -> str:
     try:
-        with open("/etc/os-release") as file:
+        with open("/etc/os-release", errors="replace") as file:
             name = re.search(r'^PRETTY_NAME="?(.*?)"?$', file.read(), re.M)
     except OSError:
         name = None
@@ -129,10 +130,11 @@ def gpus() -> list[Facts]:
         return [{"problem": listed.stdout.decode(errors="replace").strip()[-300:]}]
     cuda = re.search(rb"CUDA[^:|]*Version:\s*([\d.]+)", whole.stdout)
     found = []
-    for line in listed.stdout.decode().splitlines():
-        name, memory, driver = (part.strip() for part in line.split(","))
+    for line in listed.stdout.decode(errors="replace").splitlines():
+        name, memory, driver = ([part.strip() for part in line.split(",")] + ["", ""])[:3]
+        mib = int(memory) if memory.isdigit() else 0  # "[N/A]" where it is the computer's own memory
         found.append(
-            {"name": name, "memory_mib": int(memory), "driver": driver, "cuda": cuda.group(1).decode() if cuda else ""}
+            {"name": name, "memory_mib": mib, "driver": driver, "cuda": cuda.group(1).decode() if cuda else ""}
         )
     return found
 
@@ -215,7 +217,7 @@ def op_fetch_uv(request: Facts) -> Facts:
             os.replace(target + ".aside", target)
             return {"path": target, "index": index}
         except (OSError, ValueError, StopIteration, zipfile.BadZipFile) as error:
-            failures.append(f"{index}: {error or 'it has no such wheel'}")
+            failures.append(f"{index}: {str(error) or 'it has no such wheel'}")
     raise Problem("no-uv", "uv can't be fetched: " + "; ".join(failures))
 
 
@@ -242,27 +244,37 @@ def op_missing(request: Facts) -> Facts:
     return {"tree": False, "missing": [d for d in request["digests"] if not os.path.exists(blob(d))]}
 
 
-def op_put(request: Facts) -> Facts:
+def op_put(request: Facts) -> Facts | None:
     """Takes blobs as a stream of J {"digest"}, D..., and keeps each whose content has that digest."""
     aside = supervisor.path("blobs", f"aside.{os.getpid()}")
     os.makedirs(os.path.dirname(aside), exist_ok=True)
     taken = 0
     kind, body = receive()
-    while kind == b"J":
-        target = blob(json.loads(body)["digest"])
-        got = hashlib.sha256()
-        with open(aside, "wb") as file:
-            kind, body = receive()
-            while kind == b"D":
-                file.write(body)
-                got.update(body)
+    try:
+        while kind == b"J":
+            target = blob(json.loads(body)["digest"])
+            got = hashlib.sha256()
+            with open(aside, "wb") as file:
                 kind, body = receive()
-        if got.hexdigest() != os.path.basename(target):
-            raise Problem("transfer", f"what arrived of {os.path.basename(target)} was damaged")
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.chmod(aside, 0o444)
-        os.replace(aside, target)
-        taken += 1
+                while kind == b"D":
+                    file.write(body)
+                    got.update(body)
+                    kind, body = receive()
+            if got.hexdigest() != os.path.basename(target):
+                raise Problem("transfer", f"what arrived of {os.path.basename(target)} was damaged")
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.chmod(aside, 0o444)
+            os.replace(aside, target)
+            taken += 1
+    except (OSError, Problem) as error:
+        refuse(error)  # at once, so that the client stops sending
+        stdout.flush()
+        while kind in (b"J", b"D"):  # what is on its way is no request
+            kind, body = receive()
+        return None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
     return {"taken": taken}
 
 
@@ -276,23 +288,37 @@ def op_tree(request: Facts) -> Facts:
     if os.path.isdir(target):
         return {}
     aside = f"{target}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
     made = {aside}
-    for name, digest, mode in request["entries"]:
-        place = os.path.join(aside, name)
-        folder = os.path.dirname(place)
-        if folder not in made:
-            os.makedirs(folder, exist_ok=True)
-            made.add(folder)
-        if mode == "link":
-            os.symlink(digest, place)
-        elif mode == "exec":
-            shutil.copyfile(blob(digest), place)
-            os.chmod(place, 0o555)
-        else:
-            os.link(blob(digest), place)
-    os.replace(aside, target)
+    try:
+        for name, digest, mode in request["entries"]:
+            place = os.path.join(aside, name)
+            folder = os.path.dirname(place)
+            if folder not in made:
+                os.makedirs(folder, exist_ok=True)
+                made.add(folder)
+            if mode == "link":
+                os.symlink(digest, place)
+            elif mode == "exec":
+                shutil.copyfile(blob(digest), place)
+                os.chmod(place, 0o555)
+            else:
+                link_or_copy(blob(digest), place)
+        os.replace(aside, target)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not os.path.isdir(target):  # else another agent was faster
+            raise
     return {}
+
+
+def link_or_copy(source: str, place: str) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # 65,000 links to one file are ext4's limit: empty files come to that
+        shutil.copyfile(source, place)
+        os.chmod(place, 0o444)
 
 
 # ---- jobs ---------------------------------------------------------------------------------------------------------
@@ -327,8 +353,8 @@ def op_submit(request: Facts) -> Facts:
 
 def start_supervisor(folder: str) -> None:
     with open(os.path.join(folder, "supervisor.log"), "ab") as log:
-        subprocess.Popen(
-            [sys.executable, supervisor.__file__, folder],
+        process = subprocess.Popen(
+            [sys.executable, "-X", "utf8", supervisor.__file__, folder],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -339,9 +365,9 @@ def start_supervisor(folder: str) -> None:
     while not os.path.exists(os.path.join(folder, "state.json")) and not os.path.exists(
         os.path.join(folder, "exit.json")
     ):
-        if time.monotonic() > deadline:
-            with open(os.path.join(folder, "supervisor.log"), errors="replace") as log:
-                raise Problem("supervisor", f"the supervisor didn't start: {log.read()[-500:].strip()}")
+        if process.poll() is not None or time.monotonic() > deadline:
+            with open(os.path.join(folder, "supervisor.log"), encoding="utf-8", errors="replace") as said:
+                raise Problem("supervisor", f"the supervisor didn't start: {said.read()[-500:].strip()}")
         time.sleep(0.01)
 
 
@@ -362,8 +388,9 @@ def op_follow(request: Facts) -> None:
     while True:
         status = supervisor.status(folder)
         size = os.path.getsize(log) if os.path.exists(log) else 0
-        progress = supervisor.read_json(os.path.join(folder, "progress.json"))
-        news = size > request["offset"] or status["state"] != request["seen"] or progress != request.get("progress")
+        progress = read_progress(folder)
+        told = json.dumps(progress) == json.dumps(request.get("progress"))  # as text: no NaN equals another
+        news = size > request["offset"] or status["state"] != request["seen"] or not told
         if news or time.monotonic() > deadline:
             break
         time.sleep(pause)
@@ -382,6 +409,16 @@ def op_follow(request: Facts) -> None:
     send(b"E")
 
 
+def read_progress(folder: str) -> Any:
+    """The job's own progress; None where it is half written, or isn't what a progress can be."""
+    name = os.path.join(folder, "progress.json")
+    try:
+        progress = supervisor.read_json(name) if os.stat(name).st_size <= 1 << 16 else None
+    except OSError:
+        return None
+    return progress if isinstance(progress, dict) else None
+
+
 def op_stop(request: Facts) -> Facts:
     """Asks a job to end: SIGTERM, its grace, SIGKILL. One whose supervisor is gone is ended here."""
     folder = folder_of(request)
@@ -390,9 +427,10 @@ def op_stop(request: Facts) -> Facts:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     else:
-        group = (supervisor.read_json(os.path.join(folder, "state.json")) or {}).get("group")
-        if group and supervisor.status(folder)["state"] == "lost" and supervisor.group_lives(group):
-            os.killpg(group, signal.SIGKILL)
+        group = supervisor.orphan(folder)
+        if group:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
     return dict(supervisor.status(folder))
 
 
@@ -411,41 +449,77 @@ def op_manifest(request: Facts) -> Facts:
     files: dict[str, list[Any]] = {}
     skipped: list[str] = []
     for pattern in request["patterns"]:
-        matches = glob.glob(os.path.join(glob.escape(work), pattern), recursive=True)
-        for match in matches:
-            for name in walk(match, skipped):
-                if name not in files:
+        for match in matches(work, pattern.split("/"), skipped):
+            for name in walk(os.path.normpath(match), skipped):
+                if name in files:
+                    continue
+                try:
                     info = os.lstat(name)
                     digest = digest_of(name, info)
-                    if digest:
-                        files[name] = [os.path.relpath(name, work), info.st_size, digest, bool(info.st_mode & 0o100)]
+                except FileNotFoundError:  # renamed or removed meanwhile
+                    continue
+                except OSError:
+                    skipped.append(name)
+                    continue
+                files[name] = [os.path.relpath(name, work), info.st_size, digest, bool(info.st_mode & 0o100)]
     return {"files": sorted(files.values()), "skipped": sorted({os.path.relpath(name, work) for name in skipped})}
 
 
-def walk(top: str, skipped: list[str]) -> Iterator[str]:
-    if os.path.islink(top):
-        skipped.append(top)
-    elif os.path.isfile(top):
+def matches(top: str, parts: list[str], skipped: list[str]) -> Iterator[str]:
+    """What a pattern names below top, as `glob` has it with `**`; but that follows links, and a loop without end."""
+    if not parts:
         yield top
-    elif os.path.isdir(top):
-        with contextlib.suppress(PermissionError):
-            for entry in sorted(os.listdir(top)):
-                yield from walk(os.path.join(top, entry), skipped)
-    else:
-        skipped.append(top)
+        return
+    first, rest = parts[0], parts[1:]
+    if first == "**":
+        yield from matches(top, rest, skipped)
+    try:
+        names = sorted(os.listdir(top)) if glob.has_magic(first) else [first]
+    except OSError:
+        return
+    for name in names:
+        inner = os.path.join(top, name)
+        hidden = name.startswith(".") and not first.startswith(".")
+        if hidden or not fnmatch.fnmatchcase(name, first) or not os.path.lexists(inner):
+            continue
+        if os.path.islink(inner):
+            if not rest or not glob.has_magic(first):
+                skipped.append(inner)
+        elif first == "**":
+            if os.path.isdir(inner):
+                yield from matches(inner, parts, skipped)
+        elif not rest or os.path.isdir(inner):
+            yield from matches(inner, rest, skipped)
 
 
-def digest_of(name: str, info: os.stat_result) -> str | None:
-    """Its sha256; None where it is gone or can't be read."""
+def walk(top: str, skipped: list[str]) -> Iterator[str]:
+    """Every plain file at or below top."""
+    waiting = [top]
+    while waiting:
+        name = waiting.pop()
+        if os.path.islink(name):
+            skipped.append(name)
+        elif os.path.isfile(name):
+            yield name
+        elif os.path.isdir(name):
+            try:
+                waiting += [os.path.join(name, entry) for entry in os.listdir(name)]
+            except PermissionError:
+                skipped.append(name)
+            except OSError:
+                pass
+        elif os.path.lexists(name):
+            skipped.append(name)
+
+
+def digest_of(name: str, info: os.stat_result) -> str:
+    """Its sha256. Raises OSError."""
     key = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
     if key not in digests:
         got = hashlib.sha256()
-        try:
-            with open(name, "rb") as file:
-                for chunk in iter(lambda: file.read(1 << 20), b""):
-                    got.update(chunk)
-        except OSError:
-            return None
+        with open(name, "rb") as file:
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                got.update(chunk)
         digests[key] = got.hexdigest()
     return digests[key]
 
@@ -521,7 +595,7 @@ def main(supervisor_source: bytes) -> None:
     try:
         supervisor = install(supervisor_source)
     except OSError as error:
-        send_json({"error": describe(error), "kind": os_kind(error)})
+        refuse(error)
         stdout.flush()
         return
     send_json({"ok": {"python": platform.python_version()}})
@@ -532,10 +606,17 @@ def main(supervisor_source: bytes) -> None:
             return
         try:
             answer(json.loads(body))
-        except Problem as problem:
-            send_json({"error": str(problem), "kind": problem.kind})
-        except OSError as error:
-            send_json({"error": describe(error), "kind": os_kind(error)})
+        except Exception as error:
+            refuse(error)
+
+
+def refuse(error: Exception) -> None:
+    if isinstance(error, Problem):
+        send_json({"error": str(error), "kind": error.kind})
+    elif isinstance(error, OSError):
+        send_json({"error": describe(error), "kind": os_kind(error)})
+    else:
+        send_json({"error": f"{type(error).__name__}: {error}", "kind": "bug"})
 
 
 def describe(error: OSError) -> str:

@@ -79,9 +79,9 @@ def boot_id() -> str:
 def supervisor_pid(folder: str) -> int:
     """The pid of the supervisor that holds the job's lock, or 0 where none lives."""
     try:
-        with open(os.path.join(folder, "lock"), "rb+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(os.path.join(folder, "lock"), "rb") as file:
+            try:  # shared: two who look don't see each other, only the supervisor
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 return int(file.read() or 0)
             return 0
@@ -107,6 +107,17 @@ def status(folder: str) -> Record:
     return dict(doing, state="lost", reason=reason)
 
 
+def orphan(folder: str) -> int:
+    """The process group of a job that runs on though its supervisor was killed, or 0."""
+    doing: Record = read_json(os.path.join(folder, "state.json")) or {}
+    group = doing.get("group")
+    if not group or supervisor_pid(folder) or os.path.exists(os.path.join(folder, "exit.json")):
+        return 0
+    if doing.get("boot_id") != boot_id():  # since a reboot the number may be anybody's
+        return 0
+    return int(group) if group_lives(group) else 0
+
+
 # ---- the job ------------------------------------------------------------------------------------------------------
 
 
@@ -129,19 +140,15 @@ class Supervisor:
 
     def run(self) -> None:
         with open(self.file("lock"), "a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return  # this job has its supervisor already
-            if os.path.exists(self.file("exit.json")):
-                return
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, self.on_signal)
+            if not take(lock) or os.path.exists(self.file("exit.json")):
+                return  # this job has its supervisor already, or has had one
             self.reserve_record()
             try:
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, self.on_signal)
+                lock.truncate(0)
+                lock.write(str(os.getpid()))
+                lock.flush()
                 self.record_exit(self.supervise())
             except Stopped:
                 self.record_exit({"state": "stopped", "reason": "stopped before it started"})
@@ -181,10 +188,9 @@ class Supervisor:
                 continue
             folder = path("jobs", name)
             with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "lock"), "rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            group = (read_json(os.path.join(folder, "state.json")) or {}).get("group")
-            while group and not os.path.exists(os.path.join(folder, "exit.json")) and group_lives(group):
-                time.sleep(0.5)  # its supervisor was killed, but the job runs on
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            while orphan(folder):
+                time.sleep(0.5)
 
     def prepare(self) -> None:
         """The working folder: the pushed tree copied, the inputs linked, the outputs folder made."""
@@ -219,9 +225,13 @@ class Supervisor:
             env["VIRTUAL_ENV"] = os.path.dirname(bin_folder)
         os.makedirs(path("shared"), exist_ok=True)
         env.update(read_json(self.file("env.json")) or {})
+        self.forget_env()
+        return env
+
+    def forget_env(self) -> None:
+        """There may be secrets in it."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.file("env.json"))
-        return env
 
     def set_up(self, env: dict[str, str]) -> Record | None:
         """Runs the setup script where it hasn't run on this machine in this form. Returns the end of a failed one."""
@@ -232,6 +242,8 @@ class Supervisor:
         end = self.execute("setup", shell(self.job["setup"]), env)
         if end["state"] != "succeeded":
             return dict(end, reason=f"setup failed: {end['reason']}" if end["state"] == "failed" else end["reason"])
+        if self.stopping:  # and the setup ended well all the same
+            raise Stopped
         os.makedirs(path("setup"), exist_ok=True)
         write_json(marker, {"job": self.number, "at": time.time()})
         return None
@@ -270,7 +282,7 @@ class Supervisor:
     def describe(self, code: int, oom: bool) -> Record:
         """How it ended, in words, from the wait status: negative codes are signals."""
         try:
-            with open(self.file("reason"), encoding="utf-8") as file:
+            with open(self.file("reason"), encoding="utf-8", errors="replace") as file:
                 own_reason = file.read(200).strip()
         except OSError:
             own_reason = ""
@@ -280,7 +292,7 @@ class Supervisor:
             return {"state": "stopped", "code": code if code > 0 else 128 - code, "reason": own_reason or "stopped"}
         if code > 0:
             return {"state": "failed", "code": code, "reason": own_reason or f"exit code {code}"}
-        reason = "oom" if oom and -code == signal.SIGKILL else f"killed by {signal.Signals(-code).name}"
+        reason = "oom" if oom and -code == signal.SIGKILL else f"killed by {signal_name(-code)}"
         return {"state": "failed", "code": 128 - code, "signal": -code, "reason": reason}
 
     def signal_group(self, number: int) -> None:
@@ -309,8 +321,12 @@ class Supervisor:
 
     def record_exit(self, end: Record) -> None:
         """Overwrites the reserved file in place, then renames it: no block of disk is needed."""
+        self.stopping = True  # a request that comes now comes too late
+        self.forget_env()
         record = dict(end, started_at=self.started_at, ended_at=time.time(), boot_id=boot_id())
         record["reason"] = record.get("reason", "")[:1000]
+        while len(json.dumps(record)) > RECORD_BYTES:
+            record["reason"] = record["reason"][:-100]
         with open(self.file("exit.reserved"), "r+b") as file:
             file.write(json.dumps(record).encode().ljust(RECORD_BYTES))
             file.flush()
@@ -319,6 +335,24 @@ class Supervisor:
 
 
 # ---- pieces -------------------------------------------------------------------------------------------------------
+
+
+def take(lock: Any) -> bool:
+    """Takes a job's lock for its supervisor; False where another has it. Who only looks at it holds it for a moment."""
+    for _ in range(100):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            time.sleep(0.01)
+    return False
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time ones have none
+        return f"signal {number}"
 
 
 def shell(script: str) -> list[str]:
@@ -330,14 +364,16 @@ def shell(script: str) -> list[str]:
 def setup_key(script: str, work: str, tree: str) -> str:
     """Setup runs again when its text changes, or a file that it names; with an editable install, when anything does."""
     digest = hashlib.sha256(script.encode())
-    words = (
-        shlex.split(script, comments=True) if script.count("'") % 2 == script.count('"') % 2 == 0 else script.split()
-    )
+    try:
+        words = shlex.split(script, comments=True)
+    except ValueError:  # a quote that doesn't close, as in a here-document
+        words = script.split()
     for word in words:
         name = os.path.join(work, word)
         if os.path.isfile(name):
             with open(name, "rb") as file:
-                digest.update(file.read())
+                for chunk in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(chunk)
     if {"-e", "--editable"} & set(words) or any(os.path.isdir(os.path.join(work, word)) for word in words):
         digest.update(tree.encode())
     return digest.hexdigest()[:16]

@@ -1,0 +1,54 @@
+"""One cache and one finished digits run for all tests; a small folder of images."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from trainer_runs import Outcome, picture
+
+from trainer.cli import main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own, and none of the variables that whoever runs the tests may have set."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ORCHESTRATE_OUTPUTS", "ORCHESTRATE_PROGRESS", "ORCHESTRATE_REASON"):
+            patch.delenv(name, raising=False)
+        patch.setenv("TRAINER_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command in this process: what it printed, and its exit code."""
+
+    def run_command(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Outcome(code, *capfd.readouterr())
+
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `python -m trainer train` with nothing said but where."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    assert main(["train", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """train/ and test/ of three classes; JPEG, PNG, grey and large ones among them. 30 and 6 images."""
+    folder = tmp_path / "pictures"
+    for part, count in (("train", 10), ("test", 2)):
+        for name in ("ape", "bee", "cat"):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                image = picture((part, name, i), side=48 if i == 1 else 32)
+                image = image.convert("L") if i == 2 else image
+                image.save(folder / part / name / (f"{i}.png" if i % 2 else f"{i}.jpg"))
+    return folder

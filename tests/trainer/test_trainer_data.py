@@ -1,0 +1,287 @@
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trainer_runs import picture
+
+from trainer import cache, data, decode
+from trainer.config import configure
+from trainer.data import normalised
+from trainer.errors import BadData, DownloadFailed, UnreadableImage
+from trainer.folder import list_images
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load a data set with a cache of its own; what it said is in load.said."""
+
+    def load_data(name, **fields):
+        load_data.said = []
+        config = configure({"data": name, "cache_dir": tmp_path / "cache", **fields})
+        return data.load(config, CPU, load_data.said.append)
+
+    return load_data
+
+
+# ---- digits
+
+
+def test_digits_are_1437_and_360_stratified_the_same_each_time(load):
+    digits = load("digits")
+    assert (len(digits.train), len(digits.test), len(digits.classes)) == (1437, 360, 10)
+    assert digits.train.images.dtype == torch.uint8
+    assert digits.train.images.shape[1:] == (3, 32, 32)
+    share = torch.bincount(digits.test.labels) / torch.bincount(torch.cat([digits.train.labels, digits.test.labels]))
+    assert (share - 0.2).abs().max() < 0.01
+    assert load("digits").fingerprint == digits.fingerprint == "1797-1437-8e233f52-aed79c71"
+
+
+def test_no_digit_is_in_both_parts(load):
+    from sklearn.datasets import load_digits
+
+    digits = load("digits")
+    both = torch.cat([digits.train.labels, digits.test.labels])
+    assert torch.bincount(both).tolist() == np.bincount(load_digits().target).tolist()
+    train = {image.numpy().tobytes() for image in digits.train.images}
+    assert not [at for at, image in enumerate(digits.test.images) if image.numpy().tobytes() in train]
+
+
+def test_limit_takes_the_first_training_images_and_all_for_testing(load):
+    limited, full = load("digits", limit=20), load("digits")
+    assert torch.equal(limited.train.images, full.train.images[:20])
+    assert len(limited.test) == 360
+
+
+# ---- pixels
+
+
+def test_normalising_is_bitwise_torchvisions_totensor_and_normalize():
+    from torchvision import transforms
+
+    torchvisions = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
+    every_level = np.arange(256 * 12, dtype=np.uint32).astype(np.uint8).reshape(32, 32, 3)
+    ours = normalised(torch.from_numpy(every_level.transpose(2, 0, 1).copy())[None])[0]
+    assert torch.equal(ours.contiguous(), torchvisions(Image.fromarray(every_level)))
+
+
+# ---- folders
+
+
+def test_a_folder_is_read_as_pillow_reads_it_resized_and_coloured(images, load):
+    found = load(f"folder:{images}")
+    assert found.classes == ("ape", "bee", "cat")
+    assert (len(found.train), len(found.test)) == (30, 6)
+    files = list_images(images).train
+    for pixels, label, file in zip(found.train.images, found.train.labels, files, strict=True):
+        plain = Image.open(file.path).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(plain)), file.path
+        assert f"/{found.classes[label]}/" in file.path
+
+
+def test_classes_take_turns_so_that_a_first_part_is_balanced(images, load):
+    assert load(f"folder:{images}").train.labels[:9].tolist() == [0, 1, 2] * 3
+
+
+def test_a_folder_without_parts_is_split_nine_to_one_always_alike(tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            picture(i).save(tmp_path / name / f"{i}.png")
+    listing = list_images(tmp_path)
+    assert (len(listing.train), len(listing.test)) == (36, 4)
+    assert sorted(file.label for file in listing.test) == [0, 0, 1, 1]
+    assert not {file.path for file in listing.train} & {file.path for file in listing.test}
+    held_out = {file.path for file in listing.test}
+    (tmp_path / "x" / "20.png").write_bytes((tmp_path / "x" / "0.png").read_bytes())  # one more doesn't reshuffle
+    assert len(held_out & {file.path for file in list_images(tmp_path).test}) >= 3
+
+
+def test_many_cores_decode_the_same_as_one(images, load, tmp_path, monkeypatch):
+    alone = load(f"folder:{images}")
+    monkeypatch.setattr(decode, "ALONE_BELOW", 0)
+    monkeypatch.setattr(decode, "CHUNK", 7)
+    monkeypatch.setattr(decode, "available_cores", lambda: 2)
+    together = load(f"folder:{images}", cache_dir=tmp_path / "other")
+    assert torch.equal(alone.train.images, together.train.images)
+    assert torch.equal(alone.test.images, together.test.images)
+
+
+@pytest.mark.parametrize("alone_below", [0, 100])
+def test_unreadable_images_are_named(images, load, monkeypatch, alone_below):
+    monkeypatch.setattr(decode, "ALONE_BELOW", alone_below)
+    (images / "train/ape/0.jpg").write_bytes(b"no picture")
+    whole = (images / "train/bee/0.jpg").read_bytes()
+    (images / "train/bee/0.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnreadableImage) as caught:
+        load(f"folder:{images}")
+    assert "2 files are no readable image" in str(caught.value)
+    assert "ape/0.jpg (not an image)" in str(caught.value)
+    assert "bee/0.jpg" in str(caught.value)
+
+
+def _empty(folder):
+    folder.mkdir()
+
+
+def _file(folder):
+    folder.write_text("")
+
+
+def _no_test(folder):
+    (folder / "train" / "a").mkdir(parents=True)
+
+
+def _one_class(folder):
+    (folder / "a").mkdir(parents=True)
+    picture(1).save(folder / "a" / "1.png")
+
+
+def _single_images(folder):
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+        picture(name).save(folder / name / "1.png")
+
+
+def _unknown_class(folder):
+    for part, names in (("train", "ab"), ("test", "abc")):
+        for name in names:
+            (folder / part / name).mkdir(parents=True)
+            picture(name).save(folder / part / name / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: None, "does not exist"),
+        (_file, "is not a folder"),
+        (_empty, "no images in folders by class"),
+        (_no_test, "no folder 'test'"),
+        (_one_class, "only one class, a,"),
+        (_single_images, "no image for testing"),
+        (_unknown_class, "no images of: c"),
+    ],
+)
+def test_a_folder_that_will_not_do_is_refused_in_words(tmp_path, load, make, told):
+    make(tmp_path / "data")
+    with pytest.raises(BadData, match=told):
+        load(f"folder:{tmp_path / 'data'}")
+
+
+# ---- the cache
+
+
+def test_the_second_time_nothing_is_decoded_and_nothing_is_written_beside_the_data(images, load, monkeypatch):
+    before = sorted(images.rglob("*"))
+    first = load(f"folder:{images}")
+    monkeypatch.setattr(data, "decode_into", lambda *_: pytest.fail("decoded again"))
+    second = load(f"folder:{images}")
+    assert torch.equal(first.train.images, second.train.images)
+    assert first.fingerprint == second.fingerprint
+    assert load.said == []
+    assert sorted(images.rglob("*")) == before
+
+
+def test_the_cache_is_memory_mapped_and_never_written_through(images, load, tmp_path):
+    load(f"folder:{images}").train.images.zero_()
+    assert load(f"folder:{images}").train.images.any()
+
+
+@pytest.mark.parametrize("change", ["replaced", "added", "removed", "moved"])
+def test_a_changed_folder_is_decoded_anew_and_the_old_entry_goes(images, load, tmp_path, change):
+    old = load(f"folder:{images}")
+    one = images / "train/ape/4.jpg"
+    if change == "replaced":
+        picture("another").save(one)
+    elif change == "added":
+        picture("another").save(images / "train/ape/new.png")
+    elif change == "removed":
+        one.unlink()
+    else:
+        one.rename(images / "train/bee/moved.jpg")
+    new = load(f"folder:{images}")
+    assert load.said
+    assert new.fingerprint != old.fingerprint or not torch.equal(new.train.images, old.train.images)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_damaged_cache_entry_is_made_again(images, load, tmp_path):
+    first = load(f"folder:{images}")
+    expected = first.train.images.clone()
+    (array,) = (tmp_path / "cache").glob("*/images.npy")
+    array.write_bytes(array.read_bytes()[:500])
+    assert torch.equal(load(f"folder:{images}").train.images, expected)
+    load(f"folder:{images}")
+    assert load.said == []
+
+
+def test_without_a_writable_cache_it_works_and_says_so(images, load, tmp_path):
+    (tmp_path / "file").write_text("")
+    found = load(f"folder:{images}", cache_dir=tmp_path / "file" / "cache")
+    assert len(found.train) == 30
+    assert "cannot write the cache" in load.said[0]
+
+
+def test_a_full_disk_is_said_and_survived(images, load, monkeypatch):
+    def no_room(path, count):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_room", no_room)
+    assert len(load(f"folder:{images}").train) == 30
+    assert any("No space left on device" in line for line in load.said)
+
+
+# ---- CIFAR-10
+
+
+@pytest.fixture
+def fake_cifar10(tmp_path, monkeypatch):
+    """Five batches of 4 images and one for testing, in torchvision's own layout, with the checksums of these."""
+    import hashlib
+
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "root" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(seed):
+        pixels = np.random.default_rng(seed).integers(0, 256, (4, 3072), dtype=np.uint8)
+        return {"data": pixels, "labels": [seed, 1, 2, 3]}
+
+    monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{i}", batch(i)) for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch(9))])
+    meta = write("batches.meta", {"label_names": [f"class{i}" for i in range(10)]})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    return tmp_path / "root"
+
+
+def test_cifar10_is_read_as_torchvision_reads_it_and_then_cached(fake_cifar10, load, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    theirs = CIFAR10(fake_cifar10, train=True)
+    ours = load("cifar10", data_root=fake_cifar10)
+    assert np.array_equal(ours.train.images.permute(0, 2, 3, 1).numpy(), theirs.data)
+    assert ours.train.labels.tolist() == theirs.targets
+    assert (len(ours.train), len(ours.test), ours.classes[3]) == (20, 4, "class3")
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # from here on an import of it fails
+    assert torch.equal(load("cifar10", data_root=fake_cifar10).train.images, ours.train.images)
+
+
+def test_a_failed_download_says_how_to_get_cifar10(tmp_path, load, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nothing listens there
+    with pytest.raises(DownloadFailed) as caught:
+        load("cifar10", data_root=tmp_path / "none")
+    assert "cannot get CIFAR-10" in str(caught.value)
+    assert "cifar-10-python.tar.gz" in str(caught.value)
+    assert "mirror" in str(caught.value)
+    assert "--data-root" in str(caught.value)

@@ -1,0 +1,131 @@
+"""Checkpoints: everything from which a run goes on as if it had never stopped, bit for bit.
+
+Plain tensors, numbers and strings, written by torch.save and read with weights_only=True, so that reading one runs no
+code of it. The file is written aside, synced and renamed; the one before it is kept as previous.pt.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import files
+from trainer.config import TrainConfig
+from trainer.errors import CorruptCheckpoint, OtherRun
+from trainer.metrics import EpochRecord
+from trainer.optim import SGD
+
+FORMAT = 1
+NAME = "checkpoint.pt"
+PREVIOUS = "previous.pt"
+
+# What must be the same for the rest of a run to be the rest of the same run. More epochs, another device, another
+# place for the data or other checkpoint times are all fine.
+SAME = ("model", "batch_size", "lr", "momentum", "seed", "limit")
+
+
+@dataclass
+class State:
+    """A run in progress: `step` steps of epoch number `epoch` (from 0) are done; `losses` [batches] has theirs."""
+
+    model: nn.Module
+    optimiser: SGD
+    losses: Tensor
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0  # spent on the steps of this epoch
+    records: list[EpochRecord] = field(default_factory=list)
+
+
+def save(folder: Path, state: State, config: TrainConfig, data_fingerprint: str) -> Path:
+    """Write the folder's checkpoint.pt, the one before it becoming previous.pt. Raises OSError."""
+    payload = {
+        "format": FORMAT,
+        "model": state.model.state_dict(),
+        "velocities": state.optimiser.velocities,
+        "losses": state.losses,
+        "epoch": state.epoch,
+        "step": state.step,
+        "seconds": state.seconds,
+        "records": json.dumps([asdict(record) for record in state.records]),
+        "config": config.model_dump_json(),
+        "data": data_fingerprint,
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if state.losses.is_cuda else [],
+    }
+    path = folder / NAME
+    if path.exists():
+        _keep(path, folder / PREVIOUS)
+    files.replace(path, lambda file: torch.save(payload, file))
+    return path
+
+
+def restore(folder: Path, state: State, config: TrainConfig, data_fingerprint: str) -> None:
+    """Bring `state` to where the folder's checkpoint.pt is. Raises CorruptCheckpoint, OtherRun."""
+    path = folder / NAME
+    payload = read(path)
+    _check_same(path, payload, config, data_fingerprint)
+    try:
+        state.model.load_state_dict(payload["model"])
+        state.optimiser.restore(payload["velocities"])
+        state.losses.copy_(payload["losses"])
+        state.epoch, state.step, state.seconds = payload["epoch"], payload["step"], payload["seconds"]
+        state.records = [EpochRecord(**record) for record in json.loads(payload["records"])]
+        torch.set_rng_state(payload["torch_rng"])
+        if state.losses.is_cuda and payload["cuda_rng"]:
+            torch.cuda.set_rng_state_all(payload["cuda_rng"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CorruptCheckpoint(f"{path} does not hold what a checkpoint holds: {error}", _way_out(path)) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's or a model's content, on the CPU, each record's checksum checked. Raises CorruptCheckpoint."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself checks no checksum
+            if damaged := archive.testzip():
+                raise CorruptCheckpoint(f"{path} is damaged: the checksum of {damaged} is wrong", _way_out(path))
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except CorruptCheckpoint:
+        raise
+    except Exception as error:  # a broken file makes torch and zipfile raise nearly anything
+        raise CorruptCheckpoint(f"{path} cannot be read: {error}", _way_out(path)) from None
+    if not isinstance(payload, dict):
+        raise CorruptCheckpoint(f"{path} holds no checkpoint", _way_out(path))
+    return payload
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Another name for the same file first: at no moment is there no checkpoint.pt."""
+    aside = previous.with_name(f".{previous.name}.tmp")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(path, aside)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, aside)
+    aside.replace(previous)
+
+
+def _check_same(path: Path, payload: dict[str, Any], config: TrainConfig, data_fingerprint: str) -> None:
+    if payload.get("format") != FORMAT:
+        raise CorruptCheckpoint(f"{path} is no checkpoint of this version", _way_out(path))
+    saved, mine = json.loads(str(payload["config"])), json.loads(config.model_dump_json())
+    differing = [f"{name} was {saved.get(name)}, is {mine[name]}" for name in SAME if saved.get(name) != mine[name]]
+    if payload.get("data") != data_fingerprint:
+        differing.append(f"the data is not the same ({saved.get('data')})")
+    if differing:
+        raise OtherRun(
+            f"{path.parent} holds another run: {'; '.join(differing)}",
+            "Give another --out, or start it over with --no-resume, which overwrites it.",
+        )
+
+
+def _way_out(path: Path) -> str:
+    if path.name == NAME and (path.parent / PREVIOUS).exists():
+        return f"The one before it is {path.parent / PREVIOUS}: rename it to {NAME} to go on from there."
+    return "Start over with --no-resume, which overwrites it."

@@ -1,0 +1,81 @@
+"""What a run writes about itself: metrics.jsonl, TensorBoard's events, summary.json."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer import files
+from trainer.errors import MissingPackage
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch (from 1). Losses are means; accuracy is from 0 to 1; speed and seconds are of the steps alone."""
+
+    epoch: int
+    train_loss: float
+    test_loss: float
+    test_accuracy: float
+    images_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of a run, as summary.json has it."""
+
+    test_accuracy: float
+    test_correct: int
+    test_count: int
+    train_count: int
+    data: str
+    classes: tuple[str, ...]
+    model: str
+    parameters: int
+    epochs: int
+    seed: int
+    seconds: float
+    images_per_s: float
+    device: str
+    threads: int
+    torch: str
+    torchvision: str | None
+    python: str
+
+
+def write_metrics(folder: Path, records: Sequence[EpochRecord]) -> None:
+    """One JSON line an epoch. Always the whole file: after a resume no epoch is there twice. Raises OSError."""
+    files.replace_text(folder / "metrics.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in records))
+
+
+class Board:
+    """TensorBoard's event file, opened at the first record: its import must not delay the first step."""
+
+    def __init__(self, folder: Path) -> None:
+        if find_spec("tensorboard") is None:
+            raise MissingPackage("TensorBoard's event files need the package tensorboard", "pip install tensorboard")
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def add(self, record: EpochRecord) -> None:
+        """Write one epoch. The first in a process tells TensorBoard to forget that epoch and all after it."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=record.epoch)
+        self._writer.add_scalar("loss/train", record.train_loss, record.epoch)
+        self._writer.add_scalar("loss/test", record.test_loss, record.epoch)
+        self._writer.add_scalar("accuracy/test", record.test_accuracy, record.epoch)
+        self._writer.add_scalar("images_per_s", record.images_per_s, record.epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file, if one was opened."""
+        if self._writer is not None:
+            self._writer.close()

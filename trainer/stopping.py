@@ -1,0 +1,40 @@
+"""SIGTERM and SIGINT: the machine is taken back, or someone presses Ctrl-C."""
+
+import signal
+from types import FrameType, TracebackType
+
+from trainer.errors import Stopped
+
+
+class StopSignals:
+    """Notes that a stop was asked for. Used as a context manager, in the main thread; unentered, it never fires.
+
+    Until `deferred` is set a signal raises Stopped at once: loading holds nothing worth saving. Once the loop runs,
+    the signal is only noted in `asked`, and the loop ends the step, writes its checkpoint, and stops by itself.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.deferred = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        if not self.deferred:
+            raise Stopped(
+                f"stopped by {self.name} before the first step: no new checkpoint to write", signal_number=number
+            )
+
+    @property
+    def name(self) -> str:
+        """The signal's name, e.g. "SIGTERM"."""
+        return signal.Signals(self.asked).name if self.asked else "no signal"
