@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -468,7 +469,22 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        leave(end)
+
+
+def leave(end: SystemExit) -> NoReturn:
+    """Ends the process at once: taking the interpreter apart takes 50 ms of each command, and all files are closed."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except OSError:  # whoever read the output has gone
+        os._exit(141)
+    if end.code is None or isinstance(end.code, int):
+        os._exit(end.code or 0)
+    raise end
 
 
 if __name__ == "__main__":

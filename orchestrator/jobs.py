@@ -57,8 +57,9 @@ def submit(wire: Wire, session: str, job: Job, spec: Spec, env: dict[str, str]) 
 
 def refresh(wire: Wire, store: Store, jobs: list[Job]) -> None:
     """Brings the record up to what the machine says of these jobs. Raises MachineError, Unreachable."""
+    said = wire.call("jobs")
     with understood():
-        states = {number: status_of(status) for number, status in wire.call("jobs").items()}
+        states = {number: status_of(status) for number, status in said.items()}
     for job in jobs:
         status = states.get(str(job.number))
         if status is None and job.state == "submitting":

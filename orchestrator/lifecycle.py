@@ -136,17 +136,14 @@ def run(
     Ctrl-C detaches and never kills: KeyboardInterrupt leaves the job running. The job returned has ended, well or not;
     with `detach` it is only queued. Raises OrchestrateError.
     """
-    with store.lock(session.name), connect(session) as host:
-        cloud = load_cloud(session.provider)
-        with host.agent() as wire:
+    cloud = load_cloud(session.provider)
+    with connect(session) as host:
+        with store.lock(session.name), host.agent() as wire:
             gpus = config.resources.request().gpus
             ready = bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, watcher.say)
             job = payload.submit(store, session, config, argv, host, wire, ready, watcher)
         watcher.say(f"job {job.number}: {job.command}")
-    if detach:
-        return job
-    with connect(session) as host:
-        return finish(host, store, job, watcher, offset=0)
+        return job if detach else finish(host, store, job, watcher, offset=0)
 
 
 def finish(host: Host, store: Store, job: Job, watcher: Watcher, offset: int) -> Job:

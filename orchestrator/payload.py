@@ -43,7 +43,7 @@ def submit(
 
     env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is sent
     started = time.monotonic()
-    work = work_tree(config, argv)
+    work = work_tree(config, argv, store.folder)
     inputs = {name: input_tree(path) for name, path in config.input_paths().items()}
     library = trainer_tree()
     spec = jobs.Spec(
@@ -79,7 +79,7 @@ def submit(
     return store.reread(job)
 
 
-def work_tree(config: Config, argv: list[str] | None) -> sync.Tree | None:
+def work_tree(config: Config, argv: list[str] | None, records: Path) -> sync.Tree | None:
     """The working folder as it is sent; None where nothing of it is run. Raises UsageError."""
     if config.source is None and not argv:
         return None  # no file and no command: the trainer needs nothing from here
@@ -89,6 +89,8 @@ def work_tree(config: Config, argv: list[str] | None) -> sync.Tree | None:
             f"{root} would be sent as a whole", "go to the folder of your project, or name it as `workdir:`"
         )
     names = sync.working_files(root, list(config.exclude))
+    own = records.resolve()  # it may lie in the folder, and the sessions' keys in it stay here
+    names = [name for name in names if not (root / name).parent.resolve().is_relative_to(own)]
     if not names:
         return None
     return sync.read_tree(root, names)

@@ -28,6 +28,7 @@ from orchestrator.wire import CHUNK, Wire, understood
 
 MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
 OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch"})  # in the results folder, written by us
+PATH_MAX = 4096  # bytes; longer ones can be made, from folder to folder, and hardly be removed
 GIT_PLACES = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
 Say = Callable[[str], None]
 
@@ -238,24 +239,22 @@ class Outputs:
         While the job runs (`final` false) a file that changed under the pull comes as it was read, and again next
         time. At the end each must be what the manifest says. Raises TransferIncomplete, Refused, Unreachable.
         """
-        with locked(self.folder), understood():
-            return self._pull(wire, job, patterns, final)
-
-    def _pull(self, wire: Wire, job: int, patterns: list[str], final: bool) -> Pulled:
-        manifest = wire.call("manifest", job=job, patterns=patterns)
-        if len(manifest["files"]) > MAX_FILES:
-            raise TransferIncomplete(
-                f"the job's outputs are {len(manifest['files']):,} files; at most {MAX_FILES:,} are taken",
-                "name fewer under `outputs:`, or pack them into an archive in the job",
-            )
-        wanted = {
-            safe(path): (int(size), str(digest)) for path, size, digest, _ in manifest["files"] if path not in OWN_FILES
-        }
-        new = [path for path, (_, digest) in wanted.items() if not self.holds(path, digest)]
-        self.check_space(sum(wanted[path][0] for path in new))
-        brought = self.receive(wire, job, new, wanted, final) if new else 0
-        skipped = [*map(str, manifest["skipped"]), *(path for path, *_ in manifest["files"] if path in OWN_FILES)]
-        return Pulled(wanted, len(new), brought, skipped)
+        with locked(self.folder):
+            manifest = wire.call("manifest", job=job, patterns=patterns)
+            with understood():
+                if len(manifest["files"]) > MAX_FILES:
+                    raise TransferIncomplete(
+                        f"the job's outputs are {len(manifest['files']):,} files; at most {MAX_FILES:,} are taken",
+                        "name fewer under `outputs:`, or pack them into an archive in the job",
+                    )
+                wanted = {safe(path): (int(size), str(digest)) for path, size, digest, _ in manifest["files"]}
+                skipped = [*map(str, manifest["skipped"]), *(OWN_FILES & wanted.keys())]
+            for path in OWN_FILES & wanted.keys():
+                del wanted[path]
+            new = [path for path, (_, digest) in wanted.items() if not self.holds(path, digest)]
+            self.check_space(sum(wanted[path][0] for path in new))
+            brought = self.receive(wire, job, new, wanted, final) if new else 0
+            return Pulled(wanted, len(new), brought, skipped)
 
     def holds(self, path: str, digest: str) -> bool:
         """Whether home has that content under that path already."""
@@ -289,19 +288,21 @@ class Outputs:
                     partial.write(value)
                     total += len(value)
                 elif "path" in value:
-                    path = value["path"]
+                    path = str(value["path"])
                     if partial is not None or path not in left:
                         raise Refused(f"the machine sent a file that wasn't asked for: {shown(path)}")
                     left.remove(path)
-                    if "gone" not in value:
-                        partial = Partial(self.folder, path, wanted[path][0] if final else int(value["size"]))
-                    elif final:
+                    if "gone" in value and final:
                         raise TransferIncomplete(f"{shown(path)} went away on the machine: {shown(str(value['gone']))}")
+                    if "gone" not in value:
+                        with understood():
+                            size = wanted[path][0] if final else int(value["size"])
+                        partial = Partial(self.folder, path, size)
                 elif partial is None:
                     raise Refused("the machine sent a digest of no file")
                 else:
-                    must_be = wanted[partial.path][1] if final else value["digest"]
-                    self.have[partial.path] = partial.finish(value["digest"], must_be)
+                    came = str(value.get("digest"))
+                    self.have[partial.path] = partial.finish(came, wanted[partial.path][1] if final else came)
                     partial = None
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -402,9 +403,17 @@ def locked(folder: Path) -> Iterator[None]:
 def safe(path: str) -> str:
     """The path, if it is one below a folder and nothing else. Raises Refused."""
     parts = path.split("/")
-    if not path or "\0" in path or any(part in ("", ".", "..") for part in parts) or os.path.isabs(path):
+    if "\0" in path or any(part in ("", ".", "..") for part in parts) or not can_be(path):
         raise Refused(f"the machine named a path outside its outputs: {shown(path)}", "nothing of it was written")
     return path
+
+
+def can_be(path: str) -> bool:
+    """Whether a file here can be named so at all."""
+    try:
+        return len(os.fsencode(path)) < PATH_MAX
+    except UnicodeEncodeError:
+        return False
 
 
 def shown(path: str) -> str:

@@ -127,7 +127,7 @@ class Wire:
             for start in range(0, len(view), PIECE):
                 self.channel.sendall(view[start : start + PIECE])  # type: ignore[arg-type]  # any buffer will do
         except OSError as error:  # a timeout, or the channel is closed
-            raise Unreachable(f"the connection to the machine broke: {error or 'it does not answer'}") from error
+            raise Unreachable(f"the connection to the machine broke: {str(error) or 'it does not answer'}") from error
 
     def _read(self, length: int) -> bytes:
         while len(self.buffer) < length:

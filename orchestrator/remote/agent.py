@@ -267,14 +267,13 @@ def op_put(request: Facts) -> Facts | None:
             os.replace(aside, target)
             taken += 1
     except (OSError, Problem) as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
         refuse(error)  # at once, so that the client stops sending
         stdout.flush()
         while kind in (b"J", b"D"):  # what is on its way is no request
             kind, body = receive()
         return None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
     return {"taken": taken}
 
 
@@ -479,7 +478,7 @@ def matches(top: str, parts: list[str], skipped: list[str]) -> Iterator[str]:
         return
     for name in names:
         inner = os.path.join(top, name)
-        hidden = name.startswith(".") and not first.startswith(".")
+        hidden = name == ".." or (name.startswith(".") and not first.startswith("."))
         if hidden or not fnmatch.fnmatchcase(name, first) or not os.path.lexists(inner):
             continue
         if os.path.islink(inner):

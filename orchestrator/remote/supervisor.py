@@ -197,7 +197,11 @@ class Supervisor:
         os.makedirs(self.work, exist_ok=True)
         tree = self.job.get("tree")
         if tree:
-            copy_tree(path("trees", tree), self.work)
+            try:
+                copy_tree(path("trees", tree), self.work)
+            except OSError:  # half of it is of no use, and its space may be needed to say so
+                shutil.rmtree(self.work, ignore_errors=True)
+                raise
         for name, source in self.job.get("inputs", {}).items():
             link = os.path.join(self.work, name)
             os.makedirs(os.path.dirname(link), exist_ok=True)
@@ -380,8 +384,12 @@ def setup_key(script: str, work: str, tree: str) -> str:
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copies files, modes, times and links; what is copied is writable, since trees are not."""
-    for folder, _, files in os.walk(source):
+    """Copies files, modes, times and links; what is copied is writable, since trees are not. Raises OSError."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, _, files in os.walk(source, onerror=refuse):
         into = os.path.join(target, os.path.relpath(folder, source))
         os.makedirs(into, exist_ok=True)
         for name in files:

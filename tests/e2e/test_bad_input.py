@@ -264,8 +264,8 @@ def test_the_page_of_commands_is_up_to_date() -> None:
 def test_every_command_is_in_help_and_help_imports_nothing_heavy(cli: Cli) -> None:
     heavy = "paramiko, pydantic, yaml, torch, rich.table, sqlite3, cryptography"
     program = (
-        "import sys; from orchestrator.cli import app, main; sys.argv = ['orchestrate', '--help']\n"
-        "try: main()\nexcept SystemExit: pass\n"
+        "import sys; from orchestrator.cli import app; sys.argv = ['orchestrate', '--help']\n"
+        "try: app()\nexcept SystemExit: pass\n"
         f"print([name for name in '{heavy}'.split(', ') if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=cli.env(None))

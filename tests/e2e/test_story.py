@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Cli, survivors
+from tests.conftest import Cli, end_everything, survivors
 
 COUNT = """
 import os, sys, time
@@ -344,3 +344,12 @@ def test_a_hang_up_during_launch_takes_the_machine_down(cli: Cli, how: str, even
     process.send_signal(getattr(signal, how))
     process.communicate(timeout=60)
     assert survivors(cli.home) == []
+
+
+def test_the_record_and_its_keys_are_never_sent(cli: Cli) -> None:
+    cli.home = cli.folder / "record"
+    up(cli)
+    cli.write("a.txt", "a")
+    assert cli("run", "--", "find", ".", "-type", "f").out.split() == ["./a.txt"]
+    cli("down")
+    end_everything(cli.home)

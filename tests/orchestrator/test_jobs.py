@@ -1,0 +1,139 @@
+"""Jobs as home sees them: a machine that answers nonsense, a log that never comes, a stop that waits quietly."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import jobs
+from orchestrator.errors import Refused, TransferIncomplete
+from orchestrator.store import Job, Store
+from orchestrator.wire import frame
+from tests.orchestrator.machines import Machine, false_wire, j, ok, stream
+
+RUNNING = {"state": "running", "at": 1.0, "started_at": 1.0}
+ENDED = {"state": "succeeded", "code": 0, "reason": "", "started_at": 1.0, "ended_at": 2.0}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "home")
+
+
+@pytest.fixture
+def job(store: Store, tmp_path: Path) -> Job:
+    session = store.open_session("s", "local", 2e9)
+    return store.add_job(session, "run1", "c", ["outputs"], tmp_path / "results")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    home = tmp_path / "machine"
+    home.mkdir()
+    made = Machine(home)
+    yield made
+    made.end()
+
+
+def news(status: Any, data: bytes = b"", size: Any = None, progress: Any = None) -> bytes:
+    """The answer to a `follow`."""
+    head = {"status": status, "progress": progress, "size": len(data) if size is None else size}
+    return ok(head) + (frame(b"D", data) if data else b"") + frame(b"E")
+
+
+NONSENSE: list[Any] = [
+    None, 7, "running", [], {}, {"state": None}, {"state": "closed"}, {"state": ["running"]}, {**ENDED, "code": "x"},
+    {**ENDED, "code": 1 << 70}, {**ENDED, "code": -1}, {**ENDED, "ended_at": {}}, {**ENDED, "started_at": "soon"},
+    {**ENDED, "ended_at": 10**400},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("status", NONSENSE)
+def test_a_state_that_is_none_is_refused_and_not_recorded(store: Store, job: Job, status: Any) -> None:
+    with pytest.raises(Refused):
+        jobs.refresh(false_wire({"1": status}), store, [job])
+    with pytest.raises(Refused):
+        jobs.bring_log(false_wire(news(status)), store, job)
+    with pytest.raises(Refused):
+        jobs.stop(false_wire(status), store, job, 1, lambda line: None)
+    assert store.reread(job) == job
+
+
+@pytest.mark.parametrize("answer", [None, [], "x", 7])
+def test_a_list_of_jobs_that_is_none_is_refused(store: Store, job: Job, answer: Any) -> None:
+    with pytest.raises(Refused):
+        jobs.refresh(false_wire(answer), store, [job])
+
+
+def test_a_job_that_never_reached_the_machine_has_failed_and_one_that_did_goes_on(store: Store, job: Job) -> None:
+    jobs.refresh(false_wire({"1": RUNNING}), store, [job])
+    assert store.reread(job).state == "running"
+    jobs.refresh(false_wire({}), store, [store.reread(job)])
+    assert store.reread(job).state == "running"  # an empty answer ends no job that ran
+    jobs.refresh(false_wire({}), store, [job])
+    assert (store.reread(job).state, store.reread(job).pulled) == ("failed", True)
+
+
+def test_reasons_are_cut_and_stay_text(store: Store, job: Job) -> None:
+    jobs.refresh(false_wire({"1": {**ENDED, "reason": ["x" * 5000]}}), store, [job])
+    assert len(store.reread(job).reason) == 1000
+
+
+@pytest.mark.parametrize("size", [5, 1 << 60])
+def test_a_log_that_is_announced_and_never_comes_is_not_waited_for(store: Store, job: Job, size: int) -> None:
+    with pytest.raises(TransferIncomplete, match="sends none"):
+        jobs.bring_log(false_wire(news(ENDED, size=size)), store, job)
+
+
+def test_a_log_comes_home_at_its_offsets_however_often_it_is_asked_for(store: Store, job: Job) -> None:
+    wire = false_wire(news(RUNNING, b"one\n", size=8), news(ENDED, b"two\n", size=8), news(ENDED, size=8))
+    assert jobs.bring_log(wire, store, job) == ENDED
+    assert jobs.bring_log(wire, store, job) == ENDED
+    assert (job.results / "log.txt").read_bytes() == b"one\ntwo\n"
+    channel: Any = wire.channel
+    assert [request["offset"] for request in channel.requests] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("progress", [[1], 7, "x", True])
+def test_a_progress_that_is_none_is_none(job: Job, progress: Any) -> None:
+    answer, _ = jobs.news(false_wire(news(RUNNING, progress=progress)), job, 0, "", None, 0)
+    assert answer["progress"] is None
+
+
+def test_results_are_final_only_when_all_of_them_came(store: Store, job: Job) -> None:
+    listing = {"files": [["outputs/a", 4, "0" * 64, False]], "skipped": []}
+    with pytest.raises(TransferIncomplete):
+        jobs.bring_home(false_wire(news(ENDED), listing, stream()), store, job, final=True)
+    assert not store.reread(job).pulled and not (job.results / "manifest.json").exists()
+    gone = stream(j({"path": "outputs/a", "gone": "No such file"}))
+    jobs.bring_home(false_wire(news(RUNNING), listing, gone), store, job, final=False)
+    assert not store.reread(job).pulled
+    jobs.bring_home(false_wire(news(ENDED), {"files": [], "skipped": []}), store, job, final=True)
+    assert store.reread(job).pulled and json.loads((job.results / "manifest.json").read_text()) == {}
+    assert json.loads((job.results / "run.json").read_text())["status"] == ENDED
+
+
+def test_a_stop_waits_without_asking_all_the_time(machine: Machine, store: Store, job: Job) -> None:
+    machine.submit(
+        1, "trap 'sleep 2; exit 1' TERM; echo '{\"epoch\": NaN}' > $ORCHESTRATE_PROGRESS; echo up; sleep 60 & wait"
+    )
+    machine.until_log(1, b"up")
+    asked = 0
+    channel: Any = machine.wire.channel
+    send = channel.sendall
+
+    def count(data: Any) -> None:
+        nonlocal asked
+        asked += 1
+        send(data)
+
+    channel.sendall = count
+    started = time.monotonic()
+    status = jobs.stop(machine.wire, store, job, 10, lambda line: None)
+    assert status["state"] == "stopped" and time.monotonic() - started > 1.5
+    assert asked < 10 and store.reread(job).state == "stopped"

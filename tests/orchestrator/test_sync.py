@@ -1,0 +1,485 @@
+"""What is sent, and what comes home: with a real agent, and with a machine that lies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator import sync
+from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable, UsageError
+from orchestrator.sync import Outputs
+from orchestrator.wire import MAX_FRAME, frame
+from tests.orchestrator.machines import Machine, false_wire, fill, j, ok, small_disk, stream
+
+GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always"]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    home = tmp_path / "machine"
+    home.mkdir()
+    made = Machine(home)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return folder
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run([*GIT, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---- which files --------------------------------------------------------------------------------------------------
+
+
+def test_without_a_repository_everything_is_sent_but_what_an_ignore_file_names(project: Path) -> None:
+    write(project, "a.py", "b/c.py", "b/cache/x", "results/1/log.txt", "b/results/y", "big.bin")
+    (project / ".gitignore").write_text("cache/\n")
+    assert sync.working_files(project, ["*.bin"]) == [".gitignore", "a.py", "b/c.py", "b/results/y"]
+    assert not (project / ".git").exists()
+
+
+def test_a_repository_says_what_is_sent(project: Path) -> None:
+    write(project, "tracked", "ignored.log", "forced.log", "new", "gone", "results/1/x", "data/set", "-rf", "nl\nnl")
+    (project / ".gitignore").write_text("*.log\n")
+    git(project, "init", "-q")
+    git(project, "add", "tracked", "gone", ".gitignore", "data/set")
+    git(project, "add", "-f", "forced.log")
+    (project / "gone").unlink()
+    assert sync.working_files(project, []) == [
+        "-rf", ".gitignore", "data/set", "forced.log", "new", "nl\nnl", "tracked"
+    ]  # fmt: skip
+    assert "data/set" not in sync.working_files(project, ["/data/"])
+    assert "tracked" not in sync.working_files(project, ["track*"])
+
+
+@pytest.mark.parametrize("name", ["sub", "s[u]b", "s*b", "with space", "ünï"])
+def test_in_a_folder_of_a_repository_the_rules_begin_at_that_folder(project: Path, name: str) -> None:
+    git(project, "init", "-q")
+    sub = project / name
+    write(project, "outside", "results/kept", f"{name}/results/x", f"{name}/a", f"{name}/data/x", f"{name}/b/data/x")
+    write(project, f"{name}/big", f"{name}/b/big")
+    git(project, "add", f"{name}/big")
+    assert sync.working_files(sub, []) == ["a", "b/big", "b/data/x", "big", "data/x"]
+    assert sync.working_files(sub, ["/big", "/data/"]) == ["a", "b/big", "b/data/x"]
+    assert sync.working_files(sub, ["b/data", "big"]) == ["a", "data/x"]
+    assert sync.working_files(sub, ["data", "!/data/"]) == ["a", "b/big", "big", "data/x"]
+
+
+def test_repositories_within_are_sent_by_their_own_rules(project: Path, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    write(library, "lib.py")
+    git(library, "init", "-q")
+    git(library, "add", ".")
+    git(library, "commit", "-qm", "x")
+    git(project, "init", "-q")
+    git(project, "submodule", "add", "-q", str(library), "mod")
+    git(project, "submodule", "add", "-q", str(library), "empty")
+    write(project, "nested/n.py", "nested/x.tmp", "nested/results/r", "top")
+    (project / "nested/.gitignore").write_text("*.tmp\n")
+    git(project / "nested", "init", "-q")
+    git(project, "commit", "-qm", "x")
+    git(project, "submodule", "deinit", "-q", "-f", "empty")
+    assert sync.working_files(project, []) == [
+        ".gitmodules", "mod/lib.py", "nested/.gitignore", "nested/n.py", "nested/results/r", "top",
+    ]  # fmt: skip
+
+
+def test_a_git_hook_that_runs_us_changes_nothing(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    write(other, "elsewhere")
+    git(other, "init", "-q")
+    git(other, "add", ".")
+    write(project, "a")
+    git(project, "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git/index"))
+    assert sync.working_files(project, []) == ["a"]
+
+
+def test_without_git_only_what_needs_its_rules_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "has_git", lambda: False)
+    write(project, "a", ".git/config", "b/.git/x", "results/1/x")
+    assert sync.working_files(project, []) == ["a"]
+    with pytest.raises(UsageError, match="git is needed"):
+        sync.working_files(project, ["*.bin"])
+
+
+def test_a_link_stays_one_and_may_not_lead_out(project: Path) -> None:
+    write(project, "d/file")
+    for name, target in {"in": "d/file", "d/up": "../d/file", "folder": "d", "broken": "nowhere"}.items():
+        (project / name).symlink_to(target)
+    tree = sync.read_tree(project, sync.every_file(project))
+    assert {(path, target) for path, target, kind in tree.entries if kind == "link"} == {
+        ("in", "d/file"), ("d/up", "../d/file"), ("folder", "d"), ("broken", "nowhere"),
+    }  # fmt: skip
+    for target in ("/etc/passwd", "../x", "d/../../x", ".."):
+        (project / "out").symlink_to(target)
+        with pytest.raises(UsageError, match="outside the folder"):
+            sync.read_tree(project, ["out"])
+        (project / "out").unlink()
+
+
+def test_a_tree_has_files_modes_and_nothing_else(project: Path) -> None:
+    write(project, "a", "run")
+    (project / "run").chmod(0o755)
+    os.mkfifo(project / "pipe")
+    tree = sync.read_tree(project, ["a", "pipe", "run", "vanished"], prefix="p/")
+    assert [(path, kind) for path, _, kind in tree.entries] == [("p/a", "file"), ("p/run", "exec")]
+    assert tree.id == sync.read_tree(project, ["run", "a"], prefix="p/").id
+    (project / "a").chmod(0o755)
+    assert tree.id != sync.read_tree(project, ["run", "a"], prefix="p/").id
+
+
+def test_a_file_that_cannot_be_read_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(project, "secret\x1b[2J")
+
+    def refuse(path: Path) -> tuple[str, int]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sync, "digest_of", refuse)
+    with pytest.raises(UsageError, match="Permission denied") as refused:
+        sync.read_tree(project, ["secret\x1b[2J"])
+    assert "\x1b" not in str(refused.value) and "exclude" in refused.value.hint
+
+
+# ---- push ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_push_sends_only_what_is_not_there(machine: Machine, project: Path) -> None:
+    write(project, "a", "b/c", "b/same")
+    (project / "b/same").write_text("a")
+    (project / "empty").touch()
+    (project / "big").write_bytes(os.urandom(1 << 20) + b"\0" * (1 << 20))
+    names = sync.every_file(project)
+    first = sync.push(machine.wire, sync.read_tree(project, names))
+    assert (first.files, first.sent_files, first.sent_bytes) == (5, 4, (2 << 20) + 4)
+    again = sync.push(machine.wire, sync.read_tree(project, names))
+    assert (again.files, again.sent_files) == (5, 0)
+    write(project, "new")
+    assert sync.push(machine.wire, sync.read_tree(project, [*names, "new"])).sent_files == 1
+    there = machine.root / "trees" / first.tree
+    assert (there / "big").read_bytes() == (project / "big").read_bytes() and (there / "b/same").read_text() == "a"
+
+
+@pytest.mark.parametrize("how", ["changed", "grown", "shrunk", "gone"])
+def test_a_file_that_changes_while_it_is_sent_is_not_taken(machine: Machine, project: Path, how: str) -> None:
+    (project / "a").write_bytes(b"x" * 1000)
+    tree = sync.read_tree(project, ["a"])
+    (project / "a").write_bytes(
+        {"changed": b"y" * 1000, "grown": b"x" * 9_000_000, "shrunk": b"x" * 9, "gone": b""}[how]
+    )
+    if how == "gone":
+        (project / "a").unlink()
+    with pytest.raises(TransferIncomplete, match="changed while it was sent"):
+        sync.push(machine.wire, tree)
+    (project / "a").write_bytes(b"x" * 1000)
+    sync.push(machine.agent(), tree)
+    assert (machine.root / "trees" / tree.id / "a").read_bytes() == b"x" * 1000
+
+
+def test_a_machine_gets_no_content_but_of_the_tree(project: Path) -> None:
+    write(project, "a")
+    tree = sync.read_tree(project, ["a"])
+    for missing in (["0" * 64], ["../../etc/passwd"], [[]], 7, None, [{}]):
+        with pytest.raises(Refused):
+            sync.push(false_wire({"tree": False, "missing": missing}), tree)
+
+
+# ---- pull: a real machine -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    return folder
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_pull_brings_each_file_once(machine: Machine, results: Path) -> None:
+    long = "数" * 85
+    machine.ran(1, f"cd outputs; echo a > a; mkdir d; head -c 3000000 /dev/urandom > d/b; touch empty {long} 'nl\nnl'")
+    outputs = Outputs(results)
+    pulled = outputs.pull(machine.wire, 1, ["outputs"], final=True)
+    assert pulled.new_files == 5 and pulled.new_bytes == 3_000_002
+    assert everything(results) == everything(machine.folder(1) / "work")
+    assert (results / "outputs" / long).exists()
+    requests: list[bytes] = []
+    channel: Any = machine.wire.channel
+    send = channel.sendall
+    channel.sendall = lambda data: (requests.append(bytes(data)), send(data))
+    for again in (outputs, Outputs(results)):
+        assert again.pull(machine.wire, 1, ["outputs"], final=True).new_files == 0
+    assert len(requests) == 2 and all(b'"manifest"' in request for request in requests)
+
+
+def test_a_pulled_file_is_replaced_whole(machine: Machine, results: Path) -> None:
+    machine.ran(1, "echo new > outputs/a")
+    (results / "outputs").mkdir()
+    (results / "outputs/a").write_text("old")
+    with open(results / "outputs/a") as reader:
+        Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
+        assert reader.read() == "old" and (results / "outputs/a").read_text() == "new\n"
+
+
+def test_files_of_ours_are_not_overwritten_by_outputs_of_the_same_name(machine: Machine, results: Path) -> None:
+    machine.ran(1, "echo theirs | tee run.json log.txt other")
+    (results / "run.json").write_text("ours")
+    pulled = Outputs(results).pull(machine.wire, 1, ["*"], final=True)
+    assert (results / "run.json").read_text() == "ours" and not (results / "log.txt").exists()
+    assert set(pulled.skipped) == {"run.json", "log.txt"} and (results / "other").exists()
+
+
+def test_what_changes_under_a_pull_comes_as_it_was_read_and_again_next_time(
+    machine: Machine, results: Path, eventually: Callable[..., Any]
+) -> None:
+    machine.submit(1, "i=0; while true; do i=$((i+1)); seq $i $((i+2000)) > outputs/a; done")
+    eventually(lambda: (machine.folder(1) / "work/outputs/a").exists())
+    outputs = Outputs(results)
+    for _ in range(20):
+        outputs.pull(machine.wire, 1, ["outputs"], final=False)
+    machine.wire.call("stop", job=1)
+    machine.wait(1)
+    outputs.pull(machine.wire, 1, ["outputs"], final=True)
+    assert everything(results) == everything(machine.folder(1) / "work")
+
+
+def test_a_cut_connection_leaves_nothing_half_and_the_next_pull_completes(machine: Machine, results: Path) -> None:
+    machine.ran(1, "for i in 1 2 3; do head -c 1000000 /dev/urandom > outputs/$i; done")
+    wire = machine.agent()
+    channel: Any = wire.channel
+    receive, left = channel.recv, 1_500_000
+
+    def cut(size: int) -> bytes:
+        nonlocal left
+        data: bytes = receive(size) if left > 0 else b""
+        left -= len(data)
+        return data
+
+    channel.recv = cut
+    with pytest.raises(Unreachable):
+        Outputs(results).pull(wire, 1, ["outputs"], final=True)
+    there = everything(machine.folder(1) / "work")
+    got = everything(results)
+    assert 0 < len(got) < 3 and all(there[name] == data for name, data in got.items())
+    assert Outputs(results).pull(machine.wire, 1, ["outputs"], final=True).new_files == 3 - len(got)
+    assert everything(results) == there
+
+
+def test_a_full_disk_at_home_is_said_and_the_old_files_stay(machine: Machine, tmp_path: Path) -> None:
+    machine.ran(1, "head -c 1000000 /dev/urandom > outputs/a; head -c 1500000 /dev/urandom > outputs/b")
+    with small_disk(tmp_path / "disk", "2m") as results:
+        (results / "outputs").mkdir()
+        (results / "outputs/a").write_text("old")
+        with pytest.raises(TransferIncomplete, match="MiB free") as early:
+            Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
+        assert early.value.exit_code == 8 and everything(results) == {"outputs/a": b"old"}
+        outputs = Outputs(results)
+        outputs.check_space = lambda needed: None  # type: ignore[method-assign]  # as if it filled up meanwhile
+        fill(results, leave=200_000)
+        with pytest.raises(TransferIncomplete, match=r"the disk of .* is full") as late:
+            outputs.pull(machine.wire, 1, ["outputs"], final=True)
+        assert "the machine is kept" in late.value.hint
+        (results / "filler").unlink()
+        assert everything(results) == {"outputs/a": b"old"} and len(os.listdir(results / "outputs")) == 1
+
+
+def test_two_pulls_at_once_bring_the_same(machine: Machine, results: Path) -> None:
+    machine.ran(1, "for i in 1 2 3 4 5 6; do head -c 300000 /dev/urandom > outputs/$i; done")
+    wires = [machine.agent() for _ in range(3)]
+    failures: list[BaseException] = []
+
+    def pull(wire: Any) -> None:
+        try:
+            Outputs(results).pull(wire, 1, ["outputs"], final=True)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=pull, args=(wire,)) for wire in wires]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and everything(results) == everything(machine.folder(1) / "work")
+
+
+def test_what_is_in_the_way_at_home_is_not_written_through(machine: Machine, results: Path, tmp_path: Path) -> None:
+    machine.ran(1, "mkdir outputs/d; echo evil > outputs/d/x; echo evil > outputs/y")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (results / "outputs").mkdir()
+    (results / "outputs/d").symlink_to(outside)
+    with pytest.raises(Refused, match="through a link"):
+        Outputs(results).pull(machine.wire, 1, ["outputs/d"], final=True)
+    assert list(outside.iterdir()) == []
+    (outside / "target").write_text("mine")
+    (results / "outputs/y").symlink_to(outside / "target")
+    Outputs(results).pull(machine.agent(), 1, ["outputs/y"], final=True)
+    assert (outside / "target").read_text() == "mine" and (results / "outputs/y").read_text() == "evil\n"
+    (results / "outputs/y").unlink()
+    (results / "outputs/y").mkdir()
+    with pytest.raises(Refused, match="is a folder at home"):
+        Outputs(results).pull(machine.agent(), 1, ["outputs/y"], final=True)
+    (results / "outputs/d").unlink()
+    (results / "outputs/d").write_text("a file")
+    with pytest.raises(Refused, match="a file in"):
+        Outputs(results).pull(machine.agent(), 1, ["outputs/d"], final=True)
+
+
+# ---- pull: a machine that lies ------------------------------------------------------------------------------------
+
+DATA = b"data"
+FILE = ["outputs/a", len(DATA), digest(DATA), False]
+
+
+def manifest(*files: Any, skipped: Any = ()) -> dict[str, Any]:
+    return {"files": list(files), "skipped": list(skipped)}
+
+
+def sent(path: str = "outputs/a", data: bytes = DATA, size: Any = None, end: str | None = None) -> list[bytes]:
+    head = j({"path": path, "size": len(data) if size is None else size})
+    return [head, frame(b"D", data), j({"digest": digest(data) if end is None else end, "read": len(data)})]
+
+
+BAD_PATHS = [
+    "../x", "/etc/x", "a/../../x", "", "\0", "a\0b", ".", "..", "a/.", "a//b", "a/", "/", "//etc/x", "./x", "x/..",
+    "\ud800", "x" * 300, "a/" * 3000 + "x", "..\0", "outputs/../../x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_a_path_that_leads_out_is_refused(tmp_path: Path, results: Path, path: str, final: bool) -> None:
+    wire = false_wire(manifest([path, len(DATA), digest(DATA), False]), stream(*sent(path)))
+    with pytest.raises((Refused, TransferIncomplete)):
+        Outputs(results).pull(wire, 1, ["outputs"], final)
+    assert everything(tmp_path) == {}
+
+
+LIES: dict[str, tuple[Any, ...]] = {
+    "a file that was not asked for": (manifest(FILE), stream(*sent("outputs/b"))),
+    "a path elsewhere in the stream": (manifest(FILE), stream(*sent("../../evil"))),
+    "the same file twice": (manifest(FILE), stream(*sent(), *sent())),
+    "more bytes than announced": (manifest(FILE), stream(*sent(data=b"data and more", size=4))),
+    "more than in the manifest": (manifest(FILE), stream(*sent(data=b"data and more"))),
+    "a wrong digest": (manifest(FILE), stream(*sent(end="0" * 64))),
+    "other content than in the manifest": (manifest(FILE), stream(*sent(data=b"evil"))),
+    "fewer bytes": (manifest(FILE), stream(*sent(data=b"da", size=4, end=digest(DATA)))),
+    "data of no file": (manifest(FILE), stream(frame(b"D", b"x"))),
+    "a digest of no file": (manifest(FILE), stream(j({"digest": "x"}))),
+    "a head within a file": (manifest(FILE, ["b", 4, digest(DATA), False]), stream(*sent()[:2], *sent("b"))),
+    "an end within a file": (manifest(FILE), stream(*sent()[:2])),
+    "no file at all": (manifest(FILE), stream()),
+    "a file that went away": (manifest(FILE), stream(j({"path": "outputs/a", "gone": "No such file"}))),
+    "an error within the stream": (manifest(FILE), stream(*sent()[:1], j({"error": "disk", "kind": "os"}))),
+    "a broken connection": (manifest(FILE), ok({}) + b"".join(sent()[:2])),
+    "a frame that is no frame": (manifest(FILE), ok({}) + b"J\xff\xff\xff\xff"),
+    "a frame of a gigabyte": (manifest(FILE), ok({}) + b"D" + (MAX_FRAME + 1).to_bytes(4, "big")),
+    "a head that is no JSON": (manifest(FILE), stream(frame(b"J", b"{'path'"))),
+    "a head that is a list": (manifest(FILE), stream(j(["outputs/a"]))),
+    "an endless nest": (manifest(FILE), stream(frame(b"J", b"[" * 200_000))),
+    "a size that is none": (manifest(FILE), stream(j({"path": "outputs/a", "size": "many"}))),
+    "a path that is a list": (manifest(FILE), stream(j({"path": ["outputs/a"], "size": 4}))),
+    "damaged compression": (manifest(FILE), stream(sent()[0], frame(b"Z", b"nonsense"))),
+    "a bomb": (manifest(FILE), stream(sent()[0], frame(b"Z", zlib.compress(b"\0" * (64 << 20))))),
+    "no manifest": (7,),
+    "an empty manifest": ({},),
+    "a manifest without end": (manifest(*[FILE] * 300_000),),
+    "entries of another form": (manifest(["outputs/a"]),),
+    "entries that are numbers": (manifest(1, 2, 3),),
+    "a size without end": (frame(b"J", b'{"ok":{"files":[["a",1e999,"x",false]],"skipped":[]}}'),),
+    "a size below zero": (manifest(["outputs/a", -5, digest(DATA), False]), stream(*sent())),
+    "a size that no disk has": (manifest(["outputs/a", 1 << 70, digest(DATA), False]),),
+    "nothing skipped": ({"files": [], "skipped": None},),
+    "a file that is a folder": (
+        manifest(FILE, ["outputs/a/b", 4, digest(DATA), False]), stream(*sent(), *sent("outputs/a/b")),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_machine_that_lies_writes_nothing_wrong(tmp_path: Path, results: Path, lie: str) -> None:
+    (results / "outputs").mkdir()
+    (results / "outputs" / "old").write_text("old")
+    wire = false_wire(*LIES[lie])
+    channel: Any = wire.channel
+    with pytest.raises(OrchestrateError) as error:
+        Outputs(results).pull(wire, 1, ["outputs"], final=True)
+    assert channel.answers == []  # it was heard to its last lie
+    expected = {"a broken connection": 7, "an error within the stream": 3}
+    assert error.value.exit_code in ((expected[lie],) if lie in expected else (6, 8)), error.value
+    home = everything(tmp_path)
+    assert home.pop("results/outputs/old") == b"old"
+    assert home in ({}, {"results/outputs/a": DATA})
+    names = os.listdir(results / "outputs")
+    assert set(names) <= {"old", "a"}
+
+
+def test_what_a_machine_names_is_shown_without_its_escapes(results: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        Outputs(results).pull(false_wire(manifest(["../\x1b[2J\u202e", 1, "x", False])), 1, ["outputs"], True)
+    assert "\x1b" not in str(refused.value) and "\u202e" not in str(refused.value)
+
+
+def test_a_file_that_goes_away_while_the_job_runs_is_no_error(results: Path) -> None:
+    gone = stream(j({"path": "outputs/a", "gone": "No such file or directory"}))
+    assert Outputs(results).pull(false_wire(manifest(FILE), gone), 1, ["outputs"], final=False).new_bytes == 0
+
+
+ANY_PATH = st.one_of(
+    st.text(max_size=60),
+    st.lists(st.sampled_from(["..", ".", "", "a", "b", "link", "\0", "é", "\udcff", " ", "-"]), max_size=6).map(
+        "/".join
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=ANY_PATH)
+def test_whatever_path_a_machine_names_it_is_refused_or_stays_inside(tmp_path: Path, path: str) -> None:
+    results = tmp_path / "in" / "results"
+    outside = tmp_path / "outside"
+    if not results.exists():
+        results.mkdir(parents=True)
+        outside.mkdir()
+        (results / "link").symlink_to(outside)
+    before = everything(results)
+    wire = false_wire(manifest([path, len(DATA), digest(DATA), False]), stream(*sent(path)))
+    try:
+        Outputs(results).pull(wire, 1, ["outputs"], final=True)
+    except (Refused, TransferIncomplete):
+        assert everything(results) == before
+    else:
+        assert path in sync.OWN_FILES or (results / path).read_bytes() == DATA
+    assert list(outside.iterdir()) == [] and os.listdir(tmp_path / "in") == ["results"]
