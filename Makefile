@@ -6,13 +6,17 @@ BIN    := .venv/bin
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python $(if $(INDEX),--default-index $(INDEX)) -c constraints.txt -e
 CLOUDS := aliyun,tencent,huawei
 
-.PHONY: demo test check docs bench constraints clean
+.PHONY: demo test engine check docs bench constraints clean
 
 demo: .venv/demo
 	$(BIN)/orchestrate launch --name demo --provider local --yes
 
-test: .venv/test
+test: .venv/test engine
 	$(BIN)/python -m pytest
+
+# The Pulumi engine: found, or fetched, or built from source (8 minutes, once a machine), into the user's cache.
+engine: .venv/test
+	@$(BIN)/python -m infra.engine
 
 check: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
