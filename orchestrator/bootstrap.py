@@ -33,6 +33,7 @@ UV_WHEELS = {  # by the machine's architecture: file and sha256, as the package 
 }
 PYPI = "https://pypi.org/simple/"
 OLDEST_PYTHON = (3, 10)  # of an environment: torch 2.14 and up has no wheel for older ones
+OLDEST_TORCH = (2, 10)  # before, even a load of weights alone could run what a file says (CVE-2026-24747)
 OUR_PYTHON = "3.12"  # where the machine's own is too old: uv brings one
 DEFAULT_WHEEL_CUDA_MAJOR = 13  # what the index's own torch wheel is built for; any driver of that major runs it
 CUDA_FOLDERS = ("cu128", "cu126", "cu124", "cu121", "cu118")  # of a page of torch wheels, newest first
@@ -172,6 +173,8 @@ def fits(python: dict[str, Any], wanted: list[str], gpus: list[dict[str, Any]]) 
     """Whether this Python holds all that is wanted, with a torch that the GPUs' driver can run."""
     if version_of(python) < OLDEST_PYTHON or any(name_of(line) not in python["packages"] for line in wanted):
         return False
+    if "torch" in map(name_of, wanted) and number_of(python["packages"]["torch"]) < OLDEST_TORCH:
+        return False
     if not gpus:
         return True
     built, driver = python["torch_cuda"], gpus[0].get("cuda", "")
@@ -179,8 +182,14 @@ def fits(python: dict[str, Any], wanted: list[str], gpus: list[dict[str, Any]]) 
 
 
 def version_of(python: dict[str, Any]) -> tuple[int, ...]:
-    """Major and minor."""
-    return tuple(int(part) for part in python["version"].split(".")[:2])
+    """Major and minor of the interpreter."""
+    return number_of(python["version"])
+
+
+def number_of(version: str) -> tuple[int, ...]:
+    """Major and minor; (0,) where there are none."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, match.groups())) if match else (0,)
 
 
 def describe(python: dict[str, Any], tools: list[str]) -> str:

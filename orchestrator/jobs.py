@@ -192,6 +192,7 @@ def _follow(host: Host, store: Store, job: Job, watcher: Watcher, log: Log, offs
             if state == "queued":
                 watcher.say(f"job {job.number} waits for the jobs before it")
         if state in ENDED and offset >= answer["size"]:
+            host.park(wire)
             return
         check_came(job, data, offset, answer["size"])
 
@@ -234,6 +235,8 @@ def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) ->
                 if str(error) != complaint and not isinstance(error, Unreachable):
                     complaint = str(error)
                     say(f"outputs could not be brought home just now: {error}")
+        if wire is not None:
+            host.park(wire)  # it remembers the digests of what it read
 
     thread = threading.Thread(target=loop, name="pull", daemon=True)
     thread.start()

@@ -119,7 +119,7 @@ def rolled_back(store: Store, session: Session, cloud: provider.Cloud, watcher: 
     except MayStillBill:
         raise
     except BaseException as error:
-        store.note(session, f"up failed: {error or type(error).__name__}")
+        store.note(session, f"up failed: {str(error) or type(error).__name__}")
         watcher.say("removing what was made")
         take_away(store, session, cloud, watcher)
         raise
@@ -154,9 +154,7 @@ def finish(host: Host, store: Store, job: Job, watcher: Watcher, offset: int) ->
     job = store.reread(job)
     watcher.say(f"results: {len(pulled.files)} files in {job.results}")
     if pulled.skipped:
-        watcher.say(
-            f"not taken, since they are links or no plain files: {', '.join(map(sync.shown, pulled.skipped[:5]))}"
-        )
+        watcher.say(f"not taken (links, not readable, or ours): {', '.join(map(sync.shown, pulled.skipped[:5]))}")
     return job
 
 

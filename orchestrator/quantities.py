@@ -232,7 +232,8 @@ def parse_tools(value: object) -> list[object]:
 
 def parse_inputs(value: object) -> dict[object, object]:
     """A mapping in which no two paths on the machine are the same folder. Raises ValueError."""
-    items, seen = parse_mapping(value), set()
+    items = parse_mapping(value)
+    seen: set[str] = set()
     for key in items:
         try:
             target = parse_inside(key)
@@ -242,6 +243,9 @@ def parse_inputs(value: object) -> dict[object, object]:
             raise BadItem(str(key), "should name a file or folder in the job's folder, not that folder itself")
         if target in seen:
             raise BadItem(str(key), f"is the same place as another input, {target}")
+        other = next((s for s in seen if f"{target}/".startswith(f"{s}/") or f"{s}/".startswith(f"{target}/")), None)
+        if other:
+            raise BadItem(str(key), f"is inside another input, or around it: {other}; inputs are links, not folders")
         seen.add(target)
     return items
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,8 +49,8 @@ def source() -> bytes:
 class Wire:
     """One agent over one channel; for one thread. `timeout_s` bounds the wait for each next piece of an answer."""
 
-    def __init__(self, channel: paramiko.Channel, timeout_s: float) -> None:
-        self.channel = channel
+    def __init__(self, channel: paramiko.Channel, timeout_s: float, park: Callable[[Wire], None] | None = None) -> None:
+        self.channel, self.park = channel, park
         self.timeout_s = timeout_s
         self.buffer = bytearray()
         channel.settimeout(timeout_s)
@@ -66,8 +66,12 @@ class Wire:
     def __enter__(self) -> Wire:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, problem: object, *_: object) -> None:
+        """After a problem the stream may be out of step, and the agent ends; else it waits for who asks next."""
+        if problem is None and self.park is not None:
+            self.park(self)
+        else:
+            self.close()
 
     # ---- requests ----
 

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def sshd() -> str:
-    """The path of the real OpenSSH server; installed where we are root on Debian or Ubuntu, else the test is skipped."""
+    """The path of the real OpenSSH server; installed where we are root on Debian or Ubuntu, else a skip."""
     found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}

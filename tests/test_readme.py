@@ -1,4 +1,4 @@
-"""The READMEs hold: their commands run as they stand, they agree with each other, and they name no file that isn't there."""
+"""The READMEs hold: their commands run as they stand, they agree, and they name no file that isn't there."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_launch_takes_the_machine_down_on_ctrl_c(cli: Cli, eventually: Callable[
     log = cli.folder / "results/l/1/log.txt"
     eventually(lambda: log.exists() and "started" in log.read_text())
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert (cli.folder / "results/l/1/outputs/checkpoint").read_text() == "saved"
     assert survivors(cli.home) == [] and b"nothing is left" in err
@@ -296,7 +296,7 @@ def test_ssh_runs_a_command_and_exits_as_it_does(cli: Cli, server: str) -> None:
 def test_two_commands_on_one_session_at_once(cli: Cli) -> None:
     first = cli.start("up", "s", "--provider", "local")
     codes = [cli("up", "s", "--provider", "local", code=None) for _ in range(3)]
-    _, err = first.communicate(timeout=60)
+    first.communicate(timeout=60)
     loser = [done for done in codes if done.code == 5]
     assert first.returncode in (0, 5)
     assert all(done.code in (0, 5) for done in codes)

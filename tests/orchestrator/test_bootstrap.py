@@ -23,7 +23,7 @@ from orchestrator.ssh import Host, generate_key
 from tests.conftest import REPOSITORY
 from tests.orchestrator.machines import false_wire
 
-TRAINER = {name_of(line): "1" for line in requirements("pytorch", gpu=False)}
+TRAINER = {name_of(line): "2.15.0" for line in requirements("pytorch", gpu=False)}
 A10 = {"name": "NVIDIA A10", "memory_mib": 23028, "driver": "550.54", "cuda": "12.4"}
 NEW = {**A10, "driver": "580.65", "cuda": "13.0"}
 BROKEN = {"problem": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."}
@@ -60,8 +60,13 @@ def test_a_bare_machine_needs_everything() -> None:
 
 
 def test_a_machine_that_has_all_is_used_as_it_is() -> None:
-    plan = make_plan(facts({**TRAINER, "torch": "2.15.0"}), ["pytorch"], Mirrors(), 0)
+    plan = make_plan(facts(TRAINER), ["pytorch"], Mirrors(), 0)
     assert plan.steps == [] and plan.python == "/usr/bin/python3" and "torch 2.15.0" in plan.ready
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "1.13.1+cu117", "nonsense"])
+def test_an_old_torch_is_not_used(version: str) -> None:
+    assert names(make_plan(facts({**TRAINER, "torch": version}), ["pytorch"], Mirrors(), 0)) == WHOLE
 
 
 @pytest.mark.parametrize("absent", sorted(TRAINER))

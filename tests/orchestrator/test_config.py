@@ -645,3 +645,11 @@ def test_importing_the_configuration_loads_nothing_heavy():
     script = "import sys, orchestrator.config; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"paramiko", "torch", "numpy", "rich", "typer", "trainer"} & set(modules)
+
+
+def test_no_input_lies_inside_another(read):
+    with pytest.raises(UsageError, match=r"inputs\[data/x\]: is inside another input, or around it: data"):
+        read("inputs: {data: a, data/x: b}")
+    with pytest.raises(UsageError, match="is inside another input"):
+        read("inputs: {data/x: a, data: b}")
+    read("inputs: {data: a, database: b}")

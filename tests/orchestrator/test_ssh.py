@@ -21,7 +21,7 @@ from infra.clouds import local
 from infra.provider import MachineSpec, Offer
 from orchestrator import ssh
 from orchestrator.errors import CommandFailed, Refused, Unreachable, UsageError
-from orchestrator.ssh import Host, generate_key, known_hosts_line
+from orchestrator.ssh import Host, generate_key
 from orchestrator.wire import MachineError
 from tests.conftest import Cli
 
@@ -169,10 +169,6 @@ def test_a_key_that_cannot_be_read_is_a_usage_error(tmp_path: Path, content: str
 def test_a_private_key_is_not_shown() -> None:
     pair = generate_key()
     assert pair.private not in repr(pair) and pair.public in repr(pair)
-
-
-def test_a_host_is_pinned_with_its_port() -> None:
-    assert known_hosts_line("h", 22, "k") == "h k\n" and known_hosts_line("h", 2222, "k") == "[h]:2222 k\n"
 
 
 # ---- who doesn't answer -------------------------------------------------------------------------------------------
