@@ -7,14 +7,20 @@ a provider's SDK is imported only where it is used.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import ipaddress
 import pkgutil
-from collections.abc import Callable
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from infra import clouds
-from infra.errors import UnknownProvider
+from infra.errors import BadRequest, MissingTool, Refused, UnknownProvider, classify
 
 Say = Callable[[str], None]
 """Told in a line what is being done or waited for."""
@@ -52,6 +58,9 @@ class Offer:
     price_per_hour: float | None = None
     currency: str = ""
     price_source: str = ""  # where the price is from, and of when
+    gpu_memory_gib: float = 0  # of one GPU
+    price_date: str = ""  # ISO 8601
+    confirmed: bool = True  # False: nobody has seen the cloud itself offer this
 
     @property
     def price(self) -> str:
@@ -73,6 +82,77 @@ class MachineSpec:
     host_public_key: str
     host_private_key: str = field(repr=False)  # OpenSSH PEM
     port: int = 0
+    nodes: int = 1
+    owner: str = ""  # for the tags: who pays wants to know who made it
+    mark: str = ""  # tells this session from one of the same name that somebody else has in the same account
+    allowed_cidrs: tuple[str, ...] = ()  # who may reach SSH; nobody else may reach anything
+    max_price_per_hour: float | None = None  # the cap of a spot machine
+    data_disk_gib: int = 0
+    encrypt_disks: bool = True  # where the cloud's plugin can
+    idle_s: float = 3600.0  # the machine powers itself off when nobody has used it this long; 0: never
+    image: str = ""  # this and the next three: the cloud's id of one that is there already; empty: ours
+    network: str = ""
+    subnet: str = ""
+    security_group: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What the session's tag says: `mark`, else the session's name. It has to be the only one in the account."""
+        return self.mark or self.session
+
+    @property
+    def name(self) -> str:
+        """What the session's things are called in the cloud."""
+        return resource_name(self.identity)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """On everything that takes tags: the sweep finds by them what the engine's state has lost."""
+        owner = re.sub(r"[^A-Za-z0-9_.@-]", "-", self.owner)[:60] or "unknown"
+        return {TAG_SESSION: self.identity, TAG_OWNER: owner, TAG_EXPIRY: utc(self.expires_at)}
+
+    @property
+    def ssh_port(self) -> int:
+        """Where SSH listens."""
+        return self.port or 22
+
+    def cloud_expiry(self, least_s: float, now: float | None = None) -> str:
+        """The end that the cloud is told: `expires_at`, or the soonest that it takes (the guard acts before that)."""
+        soonest = (time.time() if now is None else now) + least_s + 60  # a minute for the call to arrive
+        return utc(max(self.expires_at, soonest))
+
+    def check(self) -> None:
+        """Refuses what no cloud could make. Raises BadRequest."""
+        if self.nodes < 1:
+            raise BadRequest(f"{self.nodes} machines were asked for", "ask for one or more")
+        if not self.allowed_cidrs and not self.security_group:
+            raise BadRequest("nobody would be allowed to reach SSH", "name the addresses that may, as 203.0.113.7/32")
+        for cidr in self.allowed_cidrs:
+            try:
+                ipaddress.IPv4Network(cidr)
+            except ValueError as error:
+                raise BadRequest(f"{cidr!r} is no range of IPv4 addresses: {error}", "write 203.0.113.7/32") from error
+        if bool(self.network) != bool(self.subnet):
+            raise BadRequest("a network of your own needs a subnet of your own, and the other way round", "name both")
+
+
+TAG_SESSION, TAG_OWNER, TAG_EXPIRY = "orchestrate-session", "orchestrate-owner", "orchestrate-expiry"
+
+
+PREFIX = "orchestrate-"
+
+
+def resource_name(identity: str) -> str:
+    """The name in the cloud of a session's things: a host name too, so at most 36 of a-z, 0-9 and hyphen."""
+    plain = re.sub(r"[^a-z0-9]+", "-", identity.lower()).strip("-")
+    if plain != identity or len(plain) > 24:  # it lost something: tell it from others that lose the same
+        plain = f"{plain[:17].strip('-')}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}".strip("-")
+    return PREFIX + plain
+
+
+def utc(seconds: float) -> str:
+    """A time as all three clouds write it: 2026-01-31T08:30:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 @dataclass(frozen=True)
@@ -91,6 +171,8 @@ class Mirrors:
 
     pypi: str = ""
     torch: str = ""  # a page of links (pip's --find-links) with a folder for each CUDA
+    apt: tuple[str, ...] = ()  # Ubuntu archives, the first whose name resolves is taken
+    huggingface: str = ""  # HF_ENDPOINT
 
 
 @dataclass(frozen=True)
@@ -111,6 +193,114 @@ class Cloud:
     destroy: Callable[[str, Path, Say], None]
     survivors: Callable[[str, Path], list[str]]
     mirrors: Mirrors = Mirrors()
+    check: Callable[[Offer], None] = lambda offer: (
+        None
+    )  # before anything is made: no or a wrong key, no answer
+    caveats: Callable[[MachineSpec], list[str]] = lambda spec: []  # what the user has to know before saying yes
+    preview: Callable[[MachineSpec, Say], list[str]] | None = None  # what would be made, each in words; nothing is
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A key of a cloud. Its text never shows it."""
+
+    key_id: str
+    secret: str
+    token: str = ""
+    region: str = ""
+    project: str = ""  # Huawei
+    source: str = ""  # where it was found: "environment", or a file
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)  # what the engine's plugin gets
+
+    def __repr__(self) -> str:
+        return f"Credentials(from {self.source}, region {self.region or 'not set'})"
+
+
+@dataclass(frozen=True)
+class Access:
+    """A cloud's own API in one region. Every call ends within `deadline_s`."""
+
+    credentials: Credentials = field(repr=False)
+    region: str
+    endpoint: str = ""  # "http://127.0.0.1:4321" instead of the cloud's own, for all of its services
+    deadline_s: float = 20.0
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What the cloud itself says about a type, now. None: it doesn't say."""
+
+    instance_type: str
+    zone: str  # empty: all of the region
+    price_per_hour: float | None
+    currency: str
+    in_stock: bool | None
+    spot: bool
+    source: str
+    date: str
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """Something that the cloud still has."""
+
+    kind: str
+    id: str
+    region: str
+    words: str
+    console_url: str
+
+
+@dataclass(frozen=True)
+class SpotNotice:
+    """Where a spot machine reads that it will be taken back."""
+
+    url: str
+    notice_s: float
+    token_url: str = ""  # where one must be fetched (PUT) first
+    token_header: str = ""
+
+
+@dataclass(frozen=True)
+class Rented:
+    """A cloud that the engine works for: all that is its own, as data and functions."""
+
+    name: str
+    title: str
+    plugin: str  # "alicloud"
+    package: tuple[str, str, str]  # the SDK's import name, its distribution, and the page of the plugin's releases
+    regions: tuple[str, ...]  # in the order in which they are tried
+    offers_file: Path
+    program: Callable[[MachineSpec], None]
+    credentials: Callable[[Mapping[str, str], Path], Credentials]
+    caveats: Callable[[MachineSpec], list[str]]
+    errors: Mapping[str, type[Refused]]
+    quotes: Callable[[Access, list[str], bool], list[Quote]]
+    left: Callable[[Access, str | None], list[Survivor]]
+    delete: Callable[[Access, Survivor], None]
+    blind: tuple[str, ...]  # kinds of things that `left` can't see
+    mirrors: Mirrors
+    spot_notice: SpotNotice
+
+    def classify(self, text: str) -> Refused:
+        """What a message of this cloud, or of its plugin, means."""
+        return classify(self.title, self.errors, text)
+
+    def config(self, region: str) -> dict[str, str]:
+        """The engine's settings: the default provider's region. Keys go by environment, so none is in the state."""
+        return {f"{self.plugin}:region": region}
+
+
+def sdk(extra: str, *modules: str) -> list[Any]:
+    """Modules of a cloud's packages, imported only here. Raises MissingTool with the command that installs them."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the packages about themselves: nothing that a user could do about
+            return [importlib.import_module(module) for module in modules]
+    except ImportError as error:
+        raise MissingTool(
+            f"a package for {extra} isn't installed: {error.name or error}", f"pip install 'orchestrate[{extra}]'"
+        ) from error
 
 
 def names() -> list[str]:
@@ -118,13 +308,22 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(clouds.__path__))
 
 
-def load(name: str) -> Cloud:
-    """The cloud of that name. Raises UnknownProvider."""
+def load(name: str, simulated: bool = False) -> Cloud:
+    """The cloud of that name, or the simulator's of that name. Raises UnknownProvider, BadRequest."""
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
         raise UnknownProvider(
             f"there is no provider {name!r}",
             f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(names())}",
         )
-    cloud: Cloud = importlib.import_module(f"infra.clouds.{name}").CLOUD
+    module = importlib.import_module(f"infra.clouds.{name}")
+    if hasattr(module, "RENTED"):
+        from infra import renting  # it knows this module
+
+        return renting.cloud(module.RENTED, renting.simulated() if simulated else renting.Real())
+    if simulated:
+        raise BadRequest(
+            f"{name} needs no simulation: it is on this computer, and costs nothing", "leave --simulate out"
+        )
+    cloud: Cloud = module.CLOUD
     return cloud

@@ -60,6 +60,7 @@ NewFile = Annotated[Path, Arg(metavar="FILE", help="Left out: orchestrate.yaml."
 FileOption = Annotated[
     Path | None, Opt("--file", "-f", metavar="FILE", help="Left out: orchestrate.yaml here, if there is one.")
 ]
+Simulate = Annotated[bool, Opt("--simulate", help="In a cloud on this computer, which costs nothing.")]
 Yes = Annotated[bool, Opt("--yes", "-y", help="Don't ask.")]
 Json = Annotated[bool, Opt("--json", help="Print the result as JSON.")]
 JobOption = Annotated[int | None, Opt("--job", "-j", metavar="N", help="The job; left out: the latest.")]
@@ -100,6 +101,7 @@ def up(
     max_price: MaxPrice = None,
     expiry: Expiry = None,
     port: Port = None,
+    simulate: Simulate = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +110,7 @@ def up(
     with told(yes, as_json) as watcher:
         from orchestrator import lifecycle
 
-        session = lifecycle.up(store(), session_name(name, config), config, watcher)
+        session = lifecycle.up(store(), session_name(name, config), config, watcher, simulate)
         done(
             as_json,
             session_json(session),
@@ -192,6 +194,7 @@ def launch(
     expiry: Expiry = None,
     port: Port = None,
     pass_exit_code: PassExitCode = False,
+    simulate: Simulate = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -200,7 +203,7 @@ def launch(
     with told(yes, as_json) as watcher:
         from orchestrator import lifecycle
 
-        job, session = lifecycle.launch(store(), session_name(name, config), config, command, watcher)
+        job, session = lifecycle.launch(store(), session_name(name, config), config, command, watcher, simulate)
         watcher.close()
         done(
             as_json,
@@ -208,6 +211,78 @@ def launch(
             f"job {job.number} {job.state}; {session.name} is down, nothing is left. Results: {job.results}",
         )
         ended(job, False, pass_exit_code)
+
+
+@app.command()
+def offers(
+    file: FileOption = None,
+    provider: Provider = None,
+    region: Region = None,
+    gpu: Gpu = False,
+    gpus: Gpus = None,
+    cpus: Cpus = None,
+    memory: Memory = None,
+    disk: Disk = None,
+    spot: Spot = None,
+    max_price: MaxPrice = None,
+    as_json: Json = False,
+) -> None:
+    """What can be rented, cheapest first: of the named provider, or of all."""
+    everywhere = provider is None
+    config = read(file, locals())
+    with told(False, as_json):
+        from orchestrator import market
+        from orchestrator.report import offers_table
+
+        found, problems = market.offers(config, everywhere)
+        if as_json:
+            done(True, [offer.__dict__ for offer in found])
+        else:
+            offers_table(found, problems)
+
+
+@app.command()
+def plan(
+    name: NewName = None,
+    file: FileOption = None,
+    provider: Provider = None,
+    region: Region = None,
+    gpu: Gpu = False,
+    gpus: Gpus = None,
+    cpus: Cpus = None,
+    memory: Memory = None,
+    disk: Disk = None,
+    spot: Spot = None,
+    max_price: MaxPrice = None,
+    expiry: Expiry = None,
+    port: Port = None,
+    simulate: Simulate = False,
+    as_json: Json = False,
+) -> None:
+    """What `up` would rent and create; nothing is."""
+    config = read(file, locals())
+    with told(False, as_json) as watcher:
+        from orchestrator import market
+        from orchestrator.report import describe
+
+        proposal, created = market.plan(session_name(name, config), config, simulate, watcher)
+        if as_json:
+            done(True, {**proposal.__dict__, "offers": [o.__dict__ for o in proposal.offers], "creates": created})
+        else:
+            print("\n".join([*describe(proposal), *(f"creates   {one}" for one in created)]))
+
+
+@app.command()
+def engine(as_json: Json = False) -> None:
+    """Which Pulumi engine is used, and where it is; gets it where there is none."""
+    with told(False, as_json) as watcher:
+        from orchestrator.session import mapped
+
+        with mapped():
+            from infra import engine as engines
+
+            found = engines.find() or engines.install(watcher.say)
+        done(as_json, found.__dict__, f"{found.path} ({found.version}, {found.how})")
 
 
 # ---- looking and fetching ------------------------------------------------------------------------------------------

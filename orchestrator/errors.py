@@ -7,6 +7,7 @@ OrchestrateError            3   failed, nothing left billing
 ├── Refused                 6   refused for security
 ├── Unreachable             7   the machine doesn't answer; the job's fate is unknown
 ├── TransferIncomplete      8   not everything arrived; the machine is kept
+├── Elsewhere               3   this offer can't be had, another may: no stock, no quota, no spot
 ├── CommandFailed           3   a command on the machine exited with non-zero
 └── JobFailed              10   the job itself failed
 
@@ -58,6 +59,10 @@ class TransferIncomplete(OrchestrateError):
     """Not everything arrived."""
 
     exit_code = 8
+
+
+class Elsewhere(OrchestrateError):
+    """This offer can't be had, and nothing of it is left; another may be had."""
 
 
 class CommandFailed(OrchestrateError):

@@ -13,14 +13,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra import provider
 from infra.errors import InfraError
 from orchestrator import bootstrap, jobs, payload, sync
 from orchestrator.errors import (
+    Elsewhere,
     JobFailed,
     MayStillBill,
+    OrchestrateError,
     TransferIncomplete,
     Unreachable,
     UsageError,
@@ -33,31 +36,33 @@ from orchestrator.watch import Proposal, Watcher
 if TYPE_CHECKING:
     from orchestrator.config import Config
 
+OFFERS = 4  # that are shown, and tried in this order
 SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine takes one to three minutes
 
 
 # ---- up -----------------------------------------------------------------------------------------------------------
 
 
-def up(store: Store, name: str, config: Config, watcher: Watcher) -> Session:
+def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool = False) -> Session:
     """A machine that is ready: the one of this session, or a new one. Raises OrchestrateError, with nothing left."""
     from orchestrator.config import provider_name
 
-    cloud = load_cloud(provider_name(config))
+    cloud = load_cloud(provider_name(config), simulate)
     with store.lock(name):
         session = store.find(name)
         if session is not None and session.state == "ready":
-            check_same(session, cloud)
+            check_same(session, cloud, simulate)
             prepare(session, config, cloud, watcher, fresh=True)
             return session
         if session is not None:
-            check_same(session, cloud)
+            check_same(session, cloud, simulate)
             watcher.say(f"session {name!r} was left half made; going on with it")
-        proposal = choose(cloud, name, config)
+        proposal = propose(cloud, name, config)
         if not watcher.agrees(proposal):
             raise UsageError("nothing was rented", "say yes, or --yes")
-        expires_at = time.time() + proposal.lifetime_s
-        session = session or store.open_session(name, cloud.name, expires_at)
+        with mapped():
+            cloud.check(proposal.offer)
+        session = session or store.open_session(name, cloud.name, time.time() + proposal.lifetime_s, simulate)
         with rolled_back(store, session, cloud, watcher):
             session = create(store, session, cloud, config, proposal, watcher)
             prepare(session, config, cloud, watcher, fresh=True)
@@ -65,41 +70,64 @@ def up(store: Store, name: str, config: Config, watcher: Watcher) -> Session:
         return store.pick(name)
 
 
-def choose(cloud: provider.Cloud, name: str, config: Config) -> Proposal:
+def propose(cloud: provider.Cloud, name: str, config: Config) -> Proposal:
     """The cheapest offer that fits, and the next few. Raises UsageError where there is none."""
-    request = config.resources.request()
+    lifetime_s = config.resources.expiry
     with mapped():
-        offers = cloud.offers(request)
-    if not offers:
-        raise UsageError(f"{cloud.title} has no machine like that", "ask for less, or for another region")
-    return Proposal(name, cloud.title, offers[0], offers[1:4], config.resources.expiry)
+        offers = cloud.offers(config.resources.request())[:OFFERS]
+        if not offers:
+            raise UsageError(f"{cloud.title} has no machine like that", "ask for less, or for another region")
+        caveats = cloud.caveats(machine_spec(name, config, offers[0], Path(), time.time() + lifetime_s))
+    return Proposal(name, cloud.title, offers, lifetime_s, caveats)
+
+
+def machine_spec(
+    name: str, config: Config, offer: provider.Offer, folder: Path, expires_at: float
+) -> provider.MachineSpec:
+    """The machine in the cloud's terms, still without keys."""
+    return provider.MachineSpec(
+        session=name,
+        offer=offer,
+        folder=folder,
+        expires_at=expires_at,
+        client_public_key="",
+        host_public_key="",
+        host_private_key="",
+        port=config.resources.port or 0,
+        max_price_per_hour=config.resources.max_price,
+    )
 
 
 def create(
     store: Store, session: Session, cloud: provider.Cloud, config: Config, proposal: Proposal, watcher: Watcher
 ) -> Session:
-    """Makes the machine; its keys first, so that its host key is known before anybody connects."""
-    client_public, host_public, host_private = keys(session.folder)
-    spec = provider.MachineSpec(
-        session=session.name,
-        offer=proposal.offer,
-        folder=session.folder,
-        expires_at=session.expires_at,
-        client_public_key=client_public,
-        host_public_key=host_public,
-        host_private_key=host_private,
-        port=config.resources.port or 0,
+    """Makes the machine: of the first offer that can be had. Of each that can't, nothing is left before the next.
+
+    Its keys are made first, so that its host key is known before anybody connects.
+    """
+    client, host, host_private = keys(session.folder)
+    refusals: list[str] = []
+    for offer in proposal.offers:
+        spec = machine_spec(session.name, config, offer, session.folder, session.expires_at)
+        spec = replace(spec, client_public_key=client, host_public_key=host, host_private_key=host_private)
+        watcher.say(f"making the machine: {offer.instance_type} in {cloud.title}")
+        created_at = time.time()
+        try:
+            with mapped():
+                machine = cloud.create(spec, watcher.say)
+        except Elsewhere as refusal:
+            refusals.append(f"{offer.region} {offer.instance_type}: {refusal}")
+            watcher.say(f"{refusals[-1]}; nothing of it is left")
+            continue
+        row = MachineRow(
+            machine.id, machine.host, machine.port, machine.user, spec.host_public_key, offer.region,
+            offer.instance_type, offer.price_per_hour, offer.currency, created_at, None,
+        )  # fmt: skip
+        store.add_machine(session, row)
+        return replace(session, machine=row)
+    raise OrchestrateError(
+        "none of the offers can be had:\n  " + "\n  ".join(refusals), "ask for another type or region, or try later"
     )
-    watcher.say(f"making the machine: {proposal.offer.instance_type} in {cloud.title}")
-    created_at = time.time()
-    with mapped():
-        machine = cloud.create(spec, watcher.say)
-    row = MachineRow(
-        machine.id, machine.host, machine.port, machine.user, host_public, proposal.offer.region,
-        proposal.offer.instance_type, proposal.offer.price_per_hour, proposal.offer.currency, created_at, None,
-    )  # fmt: skip
-    store.add_machine(session, row)
-    return replace(session, machine=row)
 
 
 def prepare(session: Session, config: Config, cloud: provider.Cloud, watcher: Watcher, fresh: bool) -> bootstrap.Ready:
@@ -136,7 +164,7 @@ def run(
     Ctrl-C detaches and never kills: KeyboardInterrupt leaves the job running. The job returned has ended, well or not;
     with `detach` it is only queued. Raises OrchestrateError.
     """
-    cloud = load_cloud(session.provider)
+    cloud = load_cloud(session.provider, session.simulated)
     with connect(session) as host:
         with store.lock(session.name), host.agent() as wire:
             gpus = config.resources.request().gpus
@@ -174,7 +202,7 @@ def down(store: Store, name: str, watcher: Watcher, discard: bool = False) -> Se
     """
     with store.lock(name):
         session = store.pick(name)
-        cloud = load_cloud(session.provider)
+        cloud = load_cloud(session.provider, session.simulated)
         if not discard:
             bring_everything_home(store, session, cloud, watcher)
         return take_away(store, session, cloud, watcher)
@@ -236,12 +264,14 @@ def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Wa
 # ---- launch -------------------------------------------------------------------------------------------------------
 
 
-def launch(store: Store, name: str, config: Config, argv: list[str] | None, watcher: Watcher) -> tuple[Job, Session]:
+def launch(
+    store: Store, name: str, config: Config, argv: list[str] | None, watcher: Watcher, simulate: bool = False
+) -> tuple[Job, Session]:
     """up, run, down in one. The machine goes down whatever happens, Ctrl-C too.
 
     Only results that can't be brought home keep it.
     """
-    session = up(store, name, config, watcher)
+    session = up(store, name, config, watcher, simulate)
     try:
         job = run(store, session, config, argv, watcher)
     except BaseException as error:

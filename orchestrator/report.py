@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
+    from infra.provider import Offer
     from orchestrator.store import Session
     from orchestrator.visit import Seen
 
@@ -26,6 +27,7 @@ CONTROL = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])?|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 )
 LONGEST_LINE = 1 << 16
+SHOWN_OFFERS = 15
 
 
 def clean(text: str) -> str:
@@ -150,7 +152,8 @@ def describe(proposal: Proposal) -> list[str]:
         f"price     {offer.price}" + (f", at most {proposal.at_most:.2f} {offer.currency}" if proposal.at_most else ""),
         f"ends      {until} at the latest, by itself",
     ]
-    lines += [f"or        {o.region}: {o.instance_type}, {o.price}" for o in proposal.alternatives]
+    lines += [f"or else   {o.region}: {o.instance_type}, {o.price}" for o in proposal.offers[1:]]
+    lines += [f"note      {caveat}" for caveat in proposal.caveats]
     return lines
 
 
@@ -233,3 +236,31 @@ def sessions_table(all_seen: list[Seen]) -> None:
     for seen in all_seen:
         if seen.problem:
             console.print(f"{seen.session.name}: {seen.problem}", markup=False)
+
+
+def offers_table(offers: list[Offer], problems: list[str]) -> None:
+    """Offers as `offers` lists them, with where each price is from; and who has none, and why."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table("PROVIDER", "REGION", "TYPE", "GPUS", "CPUS", "MEMORY", "PRICE", box=SIMPLE_HEAD)
+    sources: list[str] = []
+    for one in offers[:SHOWN_OFFERS]:
+        source = f"{one.price_source}, {one.price_date}".strip(", ")
+        if source and source not in sources:
+            sources.append(source)
+        price = f"{one.price} [{sources.index(source) + 1}]" if source else one.price
+        gpus = f"{one.gpus} x {one.gpu}" if one.gpus else "-"
+        kind = one.instance_type + ("" if one.confirmed else " ?")
+        table.add_row(one.provider, one.region, kind, gpus, str(one.cpus), f"{one.memory_gib:g} GiB", Text(price))
+    console.print(table)
+    lines = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+    if any(not one.confirmed for one in offers):
+        lines.append("? nobody has yet seen the cloud itself offer this there")
+    if len(offers) > SHOWN_OFFERS:
+        lines.append(f"shown {SHOWN_OFFERS} of {len(offers)}; --json lists all")
+    for line in [*lines, *problems]:
+        console.print(line, markup=False, highlight=False)

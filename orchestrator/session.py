@@ -8,8 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infra import provider
-from infra.errors import CreateFailed, InfraError, MayStillExist
-from orchestrator.errors import MayStillBill, OrchestrateError, UsageError
+from infra.errors import (
+    BadBid,
+    BadCredentials,
+    BadRequest,
+    CreateFailed,
+    InfraError,
+    MayStillExist,
+    MissingTool,
+    NoCredentials,
+    NoSpot,
+    NoStock,
+    QuotaExceeded,
+    UnknownProvider,
+)
+from orchestrator.errors import Elsewhere, MayStillBill, OrchestrateError, UsageError
 from orchestrator.ssh import Host, generate_key
 from orchestrator.store import Session
 
@@ -27,21 +40,22 @@ def connect(session: Session) -> Host:
     return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
 
 
-def load_cloud(name: str) -> provider.Cloud:
-    """The cloud of that name. Raises UsageError."""
+def load_cloud(name: str, simulated: bool) -> provider.Cloud:
+    """The cloud of that name, or the simulator's of that name. Raises UsageError."""
     with mapped():
-        return provider.load(name)
+        return provider.load(name, simulated)
 
 
-def check_same(session: Session, cloud: provider.Cloud) -> None:
+def check_same(session: Session, cloud: provider.Cloud, simulated: bool) -> None:
     """Raises UsageError where the session is in another cloud, or on its way out."""
     if session.state == "closing":
         raise UsageError(
             f"session {session.name!r} is being taken down", f"`orchestrate down {session.name}` finishes that"
         )
-    if session.provider != cloud.name:
+    if (session.provider, session.simulated) != (cloud.name, simulated):
+        where = f"the simulator's {session.provider}" if session.simulated else session.provider
         raise UsageError(
-            f"session {session.name!r} is open in {session.provider}, not {cloud.name}",
+            f"session {session.name!r} is open in {where}",
             f"`orchestrate down {session.name}` ends it; or choose another name",
         )
 
@@ -55,8 +69,12 @@ def mapped() -> Iterator[None]:
         raise MayStillBill(f"{error}: {'; '.join(error.survivors)}", error.hint) from error
     except CreateFailed as error:
         raise OrchestrateError(f"{error}; nothing of it is left", error.hint) from error
-    except InfraError as error:
+    except (NoStock, QuotaExceeded, NoSpot, BadBid) as error:
+        raise Elsewhere(str(error), error.hint) from error
+    except (BadRequest, UnknownProvider, NoCredentials, BadCredentials, MissingTool) as error:
         raise UsageError(str(error), error.hint) from error
+    except InfraError as error:
+        raise OrchestrateError(str(error), error.hint) from error
 
 
 def keys(folder: Path) -> tuple[str, str, str]:

@@ -27,7 +27,8 @@ CREATE TABLE IF NOT EXISTS sessions (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, provider TEXT NOT NULL,
     state TEXT NOT NULL,             -- creating, ready, closing, closed
     folder TEXT NOT NULL,            -- keys and the cloud's own state, mode 0700
-    created_at REAL NOT NULL, expires_at REAL NOT NULL, closed_at REAL);
+    created_at REAL NOT NULL, expires_at REAL NOT NULL, closed_at REAL,
+    simulated INTEGER NOT NULL DEFAULT 0); -- 1: in the simulator, on this computer
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_session_a_name ON sessions (name) WHERE state <> 'closed';
 CREATE TABLE IF NOT EXISTS machines (
     id TEXT NOT NULL, session INTEGER NOT NULL REFERENCES sessions (id),
@@ -70,6 +71,7 @@ class Session:
     created_at: float
     expires_at: float
     closed_at: float | None
+    simulated: bool = False
     machine: MachineRow | None = None
 
 
@@ -145,6 +147,8 @@ class Store:
             )
             self.db.row_factory = sqlite3.Row
             self.db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON; {SCHEMA}")
+            if "simulated" not in {row["name"] for row in self.db.execute("PRAGMA table_info(sessions)")}:
+                self.db.execute("ALTER TABLE sessions ADD COLUMN simulated INTEGER NOT NULL DEFAULT 0")
         except (OSError, sqlite3.Error) as error:
             raise OrchestrateError(f"the record in {self.folder} can't be used: {error}", MEND) from error
         finally:
@@ -183,7 +187,9 @@ class Store:
         if machines:
             del machines[0]["session"]
             machine = MachineRow(**machines[0])
-        return Session(**{**row, "folder": Path(row["folder"]), "machine": machine})
+        return Session(
+            **{**row, "folder": Path(row["folder"]), "machine": machine, "simulated": bool(row["simulated"])}
+        )
 
     def pick(self, name: str | None) -> Session:
         """The session a command means: the named one, or the only one. Raises UsageError."""
@@ -206,14 +212,14 @@ class Store:
             raise UsageError(f"{len(opened_now)} sessions are open: {listed}", "say which one, by its name")
         return opened_now[0]
 
-    def open_session(self, name: str, provider: str, expires_at: float) -> Session:
+    def open_session(self, name: str, provider: str, expires_at: float, simulated: bool = False) -> Session:
         """Records that a session is about to be made, and makes its folder (0700)."""
         folder = self.folder / "sessions" / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._write(
-            "INSERT INTO sessions (name, provider, state, folder, created_at, expires_at) "
-            "VALUES (?,?,'creating',?,?,?)",
-            name, provider, str(folder), self.clock(), expires_at,
+            "INSERT INTO sessions (name, provider, state, folder, created_at, expires_at, simulated) "
+            "VALUES (?,?,'creating',?,?,?,?)",
+            name, provider, str(folder), self.clock(), expires_at, int(simulated),
         )  # fmt: skip
         session = self.find(name)
         assert session is not None

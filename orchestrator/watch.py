@@ -14,9 +14,14 @@ class Proposal:
 
     session: str
     title: str  # the cloud's
-    offer: Offer
-    alternatives: list[Offer]
+    offers: list[Offer]  # the one to be rented, and those tried in its stead where it can't be had
     lifetime_s: float
+    caveats: list[str]  # what has to be known before saying yes
+
+    @property
+    def offer(self) -> Offer:
+        """The one to be rented."""
+        return self.offers[0]
 
     @property
     def at_most(self) -> float | None:
