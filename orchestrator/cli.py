@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands: `orchestrate --help` answers in 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -35,6 +36,28 @@ app = typer.Typer(
 )
 
 
+# Options end where the command begins: `run python x.py -d` gives -d to x.py, with or without a --.
+AS_TYPED = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+
+
+def _version(wanted: bool) -> None:
+    """Prints the version, for --version."""
+    if wanted:
+        import importlib.metadata
+
+        print(f"orchestrate {importlib.metadata.version('orchestrate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Rent a machine, train on it, bring the results home, leave nothing billing."""
+
+
 def _names(incomplete: str) -> list[str]:
     """Names of open sessions, for shell completion."""
     from orchestrator.store import Store
@@ -52,10 +75,13 @@ Opt, Arg, ONLY = typer.Option, typer.Argument, "The session; left out: the only 
 Named = Annotated[str | None, Arg(metavar="NAME", help=ONLY, autocompletion=_names)]
 NewName = Annotated[str | None, Arg(metavar="NAME", help="The session; left out: the file's `name`, or the folder's.")]
 NameOption = Annotated[str | None, Opt("--name", "-n", metavar="NAME", help=ONLY, autocompletion=_names)]
-CommandLine = Annotated[
-    list[str] | None, Arg(metavar="-- COMMAND", help="What to run; left out: the file's `run`, else the trainer.")
+NewNameOption = Annotated[
+    str | None, Opt("--name", "-n", metavar="NAME", help="The session; left out: the file's `name`, or the folder's.")
 ]
-ShellLine = Annotated[list[str] | None, Arg(metavar="-- COMMAND", help="Left out: a shell.")]
+CommandLine = Annotated[
+    list[str] | None, Arg(metavar="COMMAND", help="What to run; left out: the file's `run`, else the trainer.")
+]
+ShellLine = Annotated[list[str] | None, Arg(metavar="COMMAND", help="Left out: a shell.")]
 NewFile = Annotated[Path, Arg(metavar="FILE", help="Left out: orchestrate.yaml.")]
 FileOption = Annotated[
     Path | None, Opt("--file", "-f", metavar="FILE", help="Left out: orchestrate.yaml here, if there is one.")
@@ -121,7 +147,7 @@ def up(
         )
 
 
-@app.command()
+@app.command(context_settings=AS_TYPED)
 def run(
     command: CommandLine = None,
     name: NameOption = None,
@@ -136,10 +162,11 @@ def run(
         from orchestrator import lifecycle
 
         records = store()
-        session = records.pick(name or config.name)
+        usual = session_name(name, config)
+        session = records.pick(name or config.name or (usual if records.find(usual) else None))
         job = lifecycle.run(records, session, config, command, watcher, detach)
         watcher.close()
-        again = f"orchestrate logs {session.name} -f"
+        again = f"orchestrate logs {session.name} -f -j {job.number}"
         done(as_json, job_json(job), f"job {job.number} {job.state}", *([again] if detach else []))
         ended(job, detach, pass_exit_code)
 
@@ -177,10 +204,10 @@ def down(
         )
 
 
-@app.command()
+@app.command(context_settings=AS_TYPED)
 def launch(
     command: CommandLine = None,
-    name: NameOption = None,
+    name: NewNameOption = None,
     file: FileOption = None,
     provider: Provider = None,
     region: Region = None,
@@ -373,7 +400,7 @@ def stop(name: Named = None, job: JobOption = None, as_json: Json = False) -> No
         )
 
 
-@app.command()
+@app.command(context_settings=AS_TYPED)
 def ssh(
     command: ShellLine = None,
     name: NameOption = None,
@@ -463,8 +490,11 @@ def session_name(name: str | None, config: Config) -> str:
 
     wanted = name or config.name
     if wanted is None:
-        wanted = re.sub(r"[^a-z0-9]+", "-", config.workdir_path().name.lower()).strip("-")[:31].strip("-")
-        wanted = wanted if re.match("[a-z]", wanted) else f"s-{wanted}"[:31].strip("-")
+        folder = config.workdir_path()
+        wanted = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")
+        if not re.match("[a-z]", wanted) or not folder.name.isascii():  # what is left is told apart by the whole path
+            wanted = f"s-{wanted[:20]}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:6]}".replace("--", "-")
+        wanted = wanted[:31].strip("-")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,29}[a-z0-9])?", wanted):
         raise UsageError(
             f"{wanted!r} can't be a session's name", "a to z, 0 to 9 and hyphens, at most 31, a letter first"
@@ -500,7 +530,7 @@ def fail(error: OrchestrateError, as_json: bool) -> None:
     print(f"error: {clean(str(error))}", file=sys.stderr)
     if error.hint:
         print(f"  next: {clean(error.hint)}", file=sys.stderr)
-    if as_json:
+    if as_json and not error.told:
         print(json.dumps({"error": str(error), "hint": error.hint, "exit_code": error.exit_code}))
     raise typer.Exit(error.exit_code)
 
@@ -521,9 +551,12 @@ def ended(job: Job, detached: bool, pass_exit_code: bool) -> None:
 
     if detached:
         return
-    if pass_exit_code and job.code:
-        raise typer.Exit(job.code)
-    check_succeeded(job)
+    try:
+        check_succeeded(job)
+    except OrchestrateError as error:
+        error.exit_code = job.code if pass_exit_code and job.code else error.exit_code
+        error.told = True  # where JSON was asked for, the job has been printed as JSON
+        raise
 
 
 def session_json(session: Session) -> dict[str, Any]:
@@ -543,7 +576,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
         app()
     except SystemExit as end:

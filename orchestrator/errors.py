@@ -14,11 +14,14 @@ OrchestrateError            3   failed, nothing left billing
 A clean Ctrl-C is 130. Errors of libraries and of `infra` are mapped to these where they are called, never in passing.
 """
 
+import shlex
+
 
 class OrchestrateError(Exception):
     """Says what happened and what it means (the message), and what to do next (`hint`)."""
 
     exit_code = 3
+    told = False  # True: it needn't be printed as JSON, since what was asked for says it
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -71,7 +74,7 @@ class CommandFailed(OrchestrateError):
     def __init__(self, argv: list[str], code: int, stderr_tail: str, hint: str = "") -> None:
         self.argv, self.code, self.stderr_tail = argv, code, stderr_tail
         tail = f": {stderr_tail.strip()}" if stderr_tail.strip() else ""
-        super().__init__(f"`{' '.join(argv)}` exited with {code} on the machine{tail}", hint)
+        super().__init__(f"`{shlex.join(argv)}` exited with {code} on the machine{tail}", hint)
 
 
 class JobFailed(OrchestrateError):

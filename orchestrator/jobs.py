@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ class Spec:
     @property
     def words(self) -> str:
         """The command for a person's eyes, on one line."""
-        text = " ".join(self.argv) if self.argv is not None else (self.script or "").strip()
+        text = shlex.join(self.argv) if self.argv is not None else (self.script or "").strip()
         lines = os.fsencode(text).decode("utf-8", "replace").splitlines()  # an argument need not be text
         return lines[0] + (" ..." if len(lines) > 1 else "") if lines else ""
 
@@ -93,13 +94,16 @@ def record(store: Store, job: Job, status: dict[str, Any]) -> None:
 
 def stop(wire: Wire, store: Store, job: Job, grace_s: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Asks the job to end and waits for it: its grace, and a little. Raises Unreachable."""
-    deadline = time.monotonic() + grace_s + 15
+    over = time.monotonic() + grace_s + 5  # its supervisor has killed it by then, if there is one
+    deadline, killed = over + 10, False
     status, progress = status_of(wire.call("stop", job=job.number)), None
     if status["state"] not in ENDED:
         say(f"stopping job {job.number}: up to {grace_s:.0f} s for a last checkpoint")
     while status["state"] not in ENDED:
         if time.monotonic() > deadline:
             raise OrchestrateError(f"job {job.number} does not end", "`orchestrate ssh` shows why")
+        if time.monotonic() > over and not killed:
+            killed = bool(wire.call("stop", job=job.number, kill=True))
         answer, _ = news(wire, job, offset=1 << 60, seen=status["state"], progress=progress, wait_s=1)
         status, progress = answer["status"], answer["progress"]
     record(store, job, status)
@@ -208,7 +212,7 @@ def reconnecting(
             "the machine was taken down by another command", "`orchestrate status --all` tells its story"
         )
     if lost_at is None:
-        watcher.say(f"{error}; the job runs on, reconnecting")
+        watcher.say(f"{error}; trying again: the job needs no connection")
         lost_at = now
     elif now - lost_at > GIVE_UP_S:
         raise error

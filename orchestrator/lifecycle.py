@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra import provider
 from infra.errors import InfraError
@@ -52,6 +52,8 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
         session = store.find(name)
         if session is not None and session.state == "ready":
             check_same(session, cloud, simulate)
+            ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
+            watcher.say(f"{name} is up already, as it was made, until {ends}; checking that it is ready")
             prepare(session, config, cloud, watcher, fresh=True)
             return session
         if session is not None:
@@ -63,7 +65,7 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
         with mapped():
             cloud.check(proposal.offer)
         session = session or store.open_session(name, cloud.name, time.time() + proposal.lifetime_s, simulate)
-        with rolled_back(store, session, cloud, watcher):
+        with one_interrupt(watcher.say), rolled_back(store, session, cloud, watcher):
             session = create(store, session, cloud, config, proposal, watcher)
             prepare(session, config, cloud, watcher, fresh=True)
         store.set_state(session, "ready")
@@ -214,16 +216,20 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
     if not waiting or session.machine is None:
         return
     listed = ", ".join(str(job.number) for job in waiting)
+    kept: TransferIncomplete | None = None
     try:
         with connect(session) as host, host.agent() as wire:
             jobs.refresh(wire, store, waiting)
             for job in reversed(waiting):  # the queued ones first, so that none starts meanwhile
                 if not store.reread(job).ended:
                     jobs.stop(wire, store, job, payload.setting(job, "stop_grace", 30), watcher.say)
-            for job in waiting:
-                if not store.reread(job).pulled:
+            for job in (job for job in waiting if not store.reread(job).pulled):
+                try:
                     jobs.bring_home(wire, store, job, final=True)
                     watcher.say(f"job {job.number}: results in {job.results}")
+                except TransferIncomplete as error:  # the others' results may come all the same
+                    watcher.say(f"job {job.number}: {error}")
+                    kept = error
     except Unreachable as error:
         with mapped():
             left = cloud.survivors(session.name, session.folder)
@@ -236,10 +242,8 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
             f"the machine has ended by itself, and the results of job {listed} did not all come home",
             f"nothing is billing; `orchestrate down {session.name} --discard` gives them up and closes the session",
         ) from error
-    except TransferIncomplete as error:
-        raise TransferIncomplete(
-            f"{error}; the machine is kept, and goes on costing what it costs", error.hint
-        ) from error
+    if kept is not None:
+        raise TransferIncomplete(f"{kept}; the machine is kept, and goes on costing what it costs", kept.hint)
 
 
 def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> Session:
@@ -271,30 +275,54 @@ def launch(
 
     Only results that can't be brought home keep it.
     """
-    session = up(store, name, config, watcher, simulate)
-    try:
-        job = run(store, session, config, argv, watcher)
-    except BaseException as error:
-        watcher.say(
-            "interrupted; stopping the job" if isinstance(error, KeyboardInterrupt) else f"that failed: {error}"
+    if store.find(name):
+        raise UsageError(
+            f"session {name!r} is open already, and launch takes down what it has made",
+            f"`orchestrate run -n {name}` runs on it; `orchestrate down {name}` ends it; or give another --name",
         )
-        with patience(watcher.say):
+    with one_interrupt(watcher.say):
+        session = up(store, name, config, watcher, simulate)
+        try:
+            job = run(store, session, config, argv, watcher)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            watcher.say("interrupted; stopping the job" if interrupted else f"that failed: {error}")
             down(store, name, watcher)
-        raise
-    with patience(watcher.say):
+            raise
         return job, down(store, name, watcher)
 
 
 @contextlib.contextmanager
-def patience(say: Callable[[str], None]) -> Iterator[None]:
-    """While a machine is taken away, further Ctrl-Cs are answered and not obeyed."""
+def one_interrupt(say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C, hang-up or SIGTERM ends what is done; those that follow, while all is taken away, don't."""
+    heard: list[int] = []
 
-    def answer(*_: object) -> None:
+    def first(number: int, frame: object) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
         say("still taking the machine down; it would go on costing otherwise")
 
-    before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with answering(first):
+        yield
+
+
+@contextlib.contextmanager
+def patience(say: Callable[[str], None]) -> Iterator[None]:
+    """While a machine is taken away, Ctrl-Cs are answered and not obeyed."""
+    with answering(lambda *_: say("still taking the machine down; it would go on costing otherwise")):
+        yield
+
+
+@contextlib.contextmanager
+def answering(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Has that handler called for the signals that end a program; those that nohup or a shell set aside stay so."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    ours = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in ours:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in ours.items():
+            signal.signal(number, old)

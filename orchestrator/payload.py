@@ -44,24 +44,23 @@ def submit(
     env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is sent
     started = time.monotonic()
     work = work_tree(config, argv, store.folder)
-    inputs = {name: input_tree(path) for name, path in config.input_paths().items()}
+    inputs = {name: (input_tree(path), path) for name, path in config.input_paths().items()}
     library = trainer_tree()
+    command, script = what_to_run(config, argv)
     spec = jobs.Spec(
-        argv=argv or (list(config.run) if isinstance(config.run, (list, tuple)) and config.run else None),
-        script=config.run if isinstance(config.run, str) and config.run and not argv else None,
+        argv=command,
+        script=script,
         setup=config.setup,
         tree=work.id if work else None,
         libraries=[library.id],
-        inputs={name: tree.id for name, tree in inputs.items()},
+        inputs={name: f"{tree.id}/{only_file(tree, path)}" for name, (tree, path) in inputs.items()},
         python=ready.python,
         stop_grace_s=config.stop_grace,
     )
-    if spec.argv is None and spec.script is None:
-        spec = jobs.Spec(**{**spec.__dict__, "argv": TRAIN})
     results = config.workdir_path() / "results" / session.name
     job = store.add_job(session, uuid.uuid4().hex, spec.words, list(config.outputs), results)
     try:
-        for tree in [tree for tree in (work, *inputs.values(), library) if tree]:
+        for tree in [tree for tree in (work, *(tree for tree, _ in inputs.values()), library) if tree]:
             say_pushed(sync.push(wire, tree), tree, watcher.say)
         write_record(job, session, config, spec, env, ready, work, round(time.monotonic() - started, 3))
         try:
@@ -77,6 +76,15 @@ def submit(
         store.update_job(job, state="failed", reason=f"could not be submitted: {error}"[:1000], pulled=1)
         raise
     return store.reread(job)
+
+
+def what_to_run(config: Config, argv: list[str] | None) -> tuple[list[str] | None, str | None]:
+    """An argv or a script: the command line's, else the file's, else the trainer. One word with spaces is shell."""
+    if argv:
+        return (None, argv[0]) if len(argv) == 1 and any(c.isspace() for c in argv[0]) else (argv, None)
+    if isinstance(config.run, str):
+        return (None, config.run) if config.run else (TRAIN, None)
+    return list(config.run) or TRAIN, None
 
 
 def work_tree(config: Config, argv: list[str] | None, records: Path) -> sync.Tree | None:
@@ -98,9 +106,15 @@ def work_tree(config: Config, argv: list[str] | None, records: Path) -> sync.Tre
 
 def input_tree(path: Path) -> sync.Tree:
     """A folder or a file under `inputs:`, whole: what git ignores is sent too."""
+    path = path.resolve()
     if path.is_dir():
         return sync.read_tree(path, sync.every_file(path))
     return sync.read_tree(path.parent, [path.name])
+
+
+def only_file(tree: sync.Tree, path: Path) -> str:
+    """Where in the tree the input is: the file, or the tree itself."""
+    return "" if path.is_dir() else tree.entries[0][0]
 
 
 def trainer_tree() -> sync.Tree:

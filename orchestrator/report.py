@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import math
+import os
 import re
 import sys
 import time
@@ -114,25 +115,28 @@ class Terminal:
 
             self.bar = Live(console=Console(file=sys.stderr), transient=True, refresh_per_second=8)
             self.bar.start()
-        self.bar.update(bar_line(progress))
+        with contextlib.suppress(OSError):
+            self.bar.update(bar_line(progress, self.bar.console.width))
 
     def close(self) -> None:
         """Takes the bar away and prints what is left of the last line."""
         if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+            bar, self.bar = self.bar, None
+            with contextlib.suppress(OSError):
+                bar.stop()
         rest = clean(self.lines.rest.rstrip("\r").rpartition("\r")[2])
         if rest:
-            print(rest, file=self.out, flush=True)
+            with contextlib.suppress(OSError):
+                print(rest, file=self.out, flush=True)
         self.lines.rest = ""
 
     def _print_err(self, line: str) -> None:
-        if self.bar is not None:
-            from rich.text import Text
+        with contextlib.suppress(OSError):  # the terminal may be gone; what is being done must still be done
+            if self.bar is not None:
+                from rich.text import Text
 
-            self.bar.console.print(Text(line, style="dim"), soft_wrap=True)
-        else:
-            with contextlib.suppress(OSError):  # the terminal may be gone; what is being done must still be done
+                self.bar.console.print(Text(line, style="dim"), soft_wrap=True)
+            else:
                 print(line, file=sys.stderr, flush=True)
 
 
@@ -157,10 +161,11 @@ def describe(proposal: Proposal) -> list[str]:
     return lines
 
 
-def bar_line(progress: dict[str, Any]) -> Table:
-    """The job's progress on one line: how far, loss, accuracy, speed, time left."""
+def bar_line(progress: dict[str, Any], width: int) -> Table:
+    """The job's progress on one line of that width; what doesn't fit is cut."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
     def number(name: str) -> float | None:
         value = progress.get(name)
@@ -172,13 +177,17 @@ def bar_line(progress: dict[str, Any]) -> Table:
     epoch, epochs, batch, batches = (count if 0 <= count < math.inf else 0 for count in counts)
     done = (max(epoch - 1, 0) + (batch / batches if batches else 0)) / epochs if epochs else 0
     loss, accuracy, speed, left = (number(name) for name in ("loss", "accuracy", "images_per_s", "eta_s"))
-    words = [f"epoch {epoch:.0f}/{epochs:.0f}", f"batch {batch:.0f}/{batches:.0f}"]
+    words = [f"epoch {epoch:.0f}/{epochs:.0f}"]
+    words += [f"{duration(left)} left"] if left is not None else []
     words += [f"loss {loss:.4f}"] if loss is not None else []
     words += [f"accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []
     words += [f"{speed:,.0f} images/s"] if speed is not None else []
-    words += [f"{duration(left)} left"] if left is not None else []
+    words += [f"batch {batch:.0f}/{batches:.0f}"]
+    length = max(min(30, width - 60), 5)
     line = Table.grid(padding=(0, 1))
-    line.add_row(ProgressBar(total=1, completed=min(done, 1), width=30), "  ".join(words))
+    text = Text("  ".join(words), no_wrap=True, overflow="crop")
+    text.truncate(max(width - length - 2, 10))
+    line.add_row(ProgressBar(total=1, completed=min(done, 1), width=length), text)
     return line
 
 
@@ -211,15 +220,21 @@ def sessions_table(all_seen: list[Seen]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=False)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     table = Table("SESSION", "PROVIDER", "MACHINE", "STATE", "ENDS", "COST", box=SIMPLE_HEAD)
-    jobs = Table("SESSION", "JOB", "STATE", "COMMAND", "RESULTS", box=SIMPLE_HEAD)
+    jobs = Table("SESSION", "JOB", "STATE", "COMMAND", box=SIMPLE_HEAD)
+    jobs.add_column("RESULTS", overflow="fold")
     for seen in all_seen:
         session, machine = seen.session, seen.session.machine
         state = session.state + ("" if seen.answers is not False else ", does not answer")
         ends = "-" if session.state == "closed" else f"in {duration(max(session.expires_at - time.time(), 0))}"
         table.add_row(
-            session.name, session.provider, machine.instance_type if machine else "-", state, ends, cost(session)
+            session.name,
+            session.provider + " (simulated)" * session.simulated,
+            machine.instance_type if machine else "-",
+            state,
+            ends,
+            cost(session),
         )
         for job in seen.jobs:
             reason = f": {job.reason}" if job.reason else ""
@@ -227,8 +242,8 @@ def sessions_table(all_seen: list[Seen]) -> None:
                 session.name,
                 str(job.number),
                 clean(job.state + reason),
-                clean(job.command),
-                str(job.results) if job.pulled else "not home yet",
+                clean(job.command)[:60],
+                os.path.relpath(job.results) if job.pulled else "not home yet",
             )
     console.print(table)
     if jobs.row_count:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from infra.errors import (
     QuotaExceeded,
     UnknownProvider,
 )
-from orchestrator.errors import Elsewhere, MayStillBill, OrchestrateError, UsageError
+from orchestrator.errors import Elsewhere, MayStillBill, OrchestrateError, Unreachable, UsageError
 from orchestrator.ssh import Host, generate_key
 from orchestrator.store import Session
 
@@ -30,12 +31,18 @@ CLIENT_KEY, HOST_KEY = "id_ed25519", "host_ed25519"
 
 
 def connect(session: Session) -> Host:
-    """The session's machine; opens at first use. Raises UsageError where it has none yet."""
+    """The session's machine; opens at first use. Raises UsageError where it has none yet, Unreachable."""
     machine = session.machine
     if machine is None:
         raise UsageError(
             f"session {session.name!r} has no machine: it was left {session.state}",
             f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
+        )
+    if time.time() > session.expires_at:
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
+        raise Unreachable(
+            f"the machine of {session.name!r} reached its expiry at {at}, and ended",
+            f"`orchestrate down {session.name}` closes the session",
         )
     return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
 

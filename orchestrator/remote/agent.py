@@ -419,7 +419,10 @@ def read_progress(folder: str) -> Any:
 
 
 def op_stop(request: Facts) -> Facts:
-    """Asks a job to end: SIGTERM, its grace, SIGKILL. One whose supervisor is gone is ended here."""
+    """Asks a job to end: its supervisor gives it SIGTERM, its grace, SIGKILL.
+
+    One whose supervisor is gone gets SIGTERM from here, and SIGKILL once the client, its grace over, says `kill`.
+    """
     folder = folder_of(request)
     pid = supervisor.supervisor_pid(folder)
     if pid:
@@ -429,7 +432,7 @@ def op_stop(request: Facts) -> Facts:
         group = supervisor.orphan(folder)
         if group:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+                os.killpg(group, signal.SIGKILL if request.get("kill") else signal.SIGTERM)
     return dict(supervisor.status(folder))
 
 

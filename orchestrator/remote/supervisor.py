@@ -102,6 +102,8 @@ def status(folder: str) -> Record:
     ended = read_json(os.path.join(folder, "exit.json"))  # it may have ended between the two looks
     if ended:
         return ended
+    if orphan(folder):
+        return dict(doing, reason="its supervisor was killed; it runs on without")
     rebooted = doing.get("boot_id") not in (None, boot_id())
     reason = "the machine was rebooted" if rebooted else "its supervisor was killed"
     return dict(doing, state="lost", reason=reason)
@@ -290,10 +292,10 @@ class Supervisor:
                 own_reason = file.read(200).strip()
         except OSError:
             own_reason = ""
+        if self.stopping:
+            return {"state": "stopped", "code": code if code >= 0 else 128 - code, "reason": own_reason or "as asked"}
         if code == 0:
             return {"state": "succeeded", "code": 0, "reason": own_reason}
-        if self.stopping:
-            return {"state": "stopped", "code": code if code > 0 else 128 - code, "reason": own_reason or "stopped"}
         if code > 0:
             return {"state": "failed", "code": code, "reason": own_reason or f"exit code {code}"}
         reason = "oom" if oom and -code == signal.SIGKILL else f"killed by {signal_name(-code)}"

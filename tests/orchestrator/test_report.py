@@ -174,7 +174,7 @@ def test_a_progress_of_any_kind_has_its_line(progress: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=200)
-    console.print(bar_line(progress))
+    console.print(bar_line(progress, 200))
     assert "epoch" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -183,10 +183,20 @@ def test_a_bar_says_how_far_how_good_and_how_long() -> None:
 
     console = Console(file=io.StringIO(), width=200)
     known = {"epoch": 2, "epochs": 4, "batch": 3, "batches": 12, "loss": 0.25, "accuracy": 0.5}
-    console.print(bar_line({**known, "images_per_s": 1234.5, "eta_s": 3700}))
+    console.print(bar_line({**known, "images_per_s": 1234.5, "eta_s": 3700}, 200))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for words in ("epoch 2/4", "batch 3/12", "loss 0.2500", "accuracy 50.0 %", "1,234 images/s", "1 h 1 min left"):
         assert words in shown
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 110])
+def test_a_bar_is_one_line_at_any_width(width: int) -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width)
+    known = {"epoch": 200, "epochs": 400, "batch": 1234, "batches": 5678, "loss": 0.25, "accuracy": 0.5}
+    console.print(bar_line({**known, "images_per_s": 1234567.5, "eta_s": 370000}, width))
+    assert console.file.getvalue().count("\n") == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -205,23 +215,24 @@ OFFER = Offer("aliyun", "cn-x", "a", "ecs.gn7i", 8, 30, gpus=2, gpu="A10", price
 
 def test_a_plan_says_what_it_costs_and_when_it_ends() -> None:
     other = Offer("aliyun", "cn-y", "a", "ecs.gn6", 4, 16, price_per_hour=None)
-    shown = describe(Proposal("s", "Alibaba Cloud", OFFER, [other], lifetime_s=7200))
+    shown = describe(Proposal("s", "Alibaba Cloud", [OFFER, other], 7200, ["mind the gap"]))
     assert shown[0] == "session   s"
     assert shown[1] == "machine   Alibaba Cloud, cn-x: ecs.gn7i, 2 x A10, 8 CPUs, 30 GiB"
     assert shown[2] == "price     1.50 CNY/h, at most 3.00 CNY"
     assert shown[3].endswith("at the latest, by itself")
-    assert shown[4] == "or        cn-y: ecs.gn6, price unknown"
+    assert shown[4] == "or else   cn-y: ecs.gn6, price unknown"
+    assert shown[5] == "note      mind the gap"
 
 
 def test_what_is_free_is_called_free_and_spot_is_called_spot() -> None:
     free = Offer("local", "local", "local", "this computer", 2, 4, price_per_hour=0.0, spot=True)
-    shown = describe(Proposal("s", "this computer", free, [], lifetime_s=60))
+    shown = describe(Proposal("s", "this computer", [free], 60, []))
     assert "price     free" in shown and shown[1].endswith("4 GiB, spot")
 
 
 def test_money_is_not_spent_where_nobody_can_say_yes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    proposal = Proposal("s", "Alibaba Cloud", OFFER, [], lifetime_s=60)
+    proposal = Proposal("s", "Alibaba Cloud", [OFFER], 60, [])
     with pytest.raises(UsageError, match="nobody is here"):
         Terminal(yes=False).agrees(proposal)
     assert Terminal(yes=True).agrees(proposal)
@@ -234,7 +245,7 @@ def test_only_a_yes_is_a_yes(monkeypatch: pytest.MonkeyPatch, typed: str, agreed
     stdin = io.StringIO(typed + "\n")
     stdin.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert Terminal(yes=False).agrees(Proposal("s", "x", OFFER, [], 60)) is (typed in ("y", "YES", "是"))
+    assert Terminal(yes=False).agrees(Proposal("s", "x", [OFFER], 60, [])) is (typed in ("y", "YES", "是"))
 
 
 def test_cleaning_twice_is_cleaning_once() -> None:

@@ -333,25 +333,43 @@ def test_who_looks_at_the_lock_of_a_killed_supervisor_is_not_taken_for_it(here: 
     here.kill_supervisor(1)
     with open(here.folder(1) / "lock", "rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        assert here.status(1)["state"] == "lost"
+        assert "supervisor was killed" in here.status(1)["reason"]
 
 
 # ---- killed, rebooted ---------------------------------------------------------------------------------------------
 
 
-def test_a_job_without_its_supervisor_is_lost_and_the_next_one_waits_for_its_end(here: Machine) -> None:
+def test_a_job_without_its_supervisor_runs_on_and_the_next_one_waits_for_its_end(here: Machine) -> None:
     here.submit(1, "echo $$; sleep 600")
     here.submit(2, "echo two")
     here.until_log(1, b"\n")
     here.wait(1, "running")
     pid = int(here.log(1))
     here.kill_supervisor(1)
-    lost = here.status(1)
-    assert (lost["state"], lost["reason"]) == ("lost", "its supervisor was killed")
+    orphan = here.status(1)
+    assert (orphan["state"], orphan["reason"]) == ("running", "its supervisor was killed; it runs on without")
     time.sleep(0.8)
     assert here.status(2)["state"] == "queued" and runs(pid)
     here.wire.call("stop", job=1)
     assert here.wait(2)["state"] == "succeeded" and not runs(pid)
+    lost = here.status(1)
+    assert (lost["state"], lost["reason"]) == ("lost", "its supervisor was killed")
+
+
+def test_an_orphan_that_ignores_sigterm_is_killed_when_asked_again(here: Machine) -> None:
+    here.submit(1, "trap '' TERM; echo $$; while :; do sleep 0.1; done")
+    here.until_log(1, b"\n")
+    here.wait(1, "running")
+    pid = int(here.log(1))
+    here.kill_supervisor(1)
+    here.wire.call("stop", job=1)
+    time.sleep(0.5)
+    assert runs(pid)
+    here.wire.call("stop", job=1, kill=True)
+    deadline = time.monotonic() + 5
+    while runs(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_stop_just_after_the_supervisor_was_killed_ends_the_orphan(here: Machine) -> None:

@@ -1,0 +1,149 @@
+"""What a newcomer found: each was once a machine left up, a result lost, or a surprise."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Cli, survivors
+
+WITH_A_BAR = """
+import json, os, time
+for i in range(6000):
+    with open(os.environ["ORCHESTRATE_PROGRESS"], "w") as file:
+        json.dump({"epoch": 1, "epochs": 2, "batch": i, "batches": 6000, "loss": 1.0}, file)
+    if i == 5:
+        print("started", flush=True)
+    time.sleep(0.1)
+"""
+
+
+def test_a_closed_terminal_during_launch_takes_the_machine_down_with_the_bar_on(
+    cli: Cli, eventually: Callable[..., Any]
+) -> None:
+    cli.write("train.py", WITH_A_BAR)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        cli.argv("launch", "--provider", "local", "-n", "l", "--", "python", "train.py"), cwd=cli.folder,
+        env=cli.env({"TERM": "xterm"}), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    log = cli.folder / "results/l/1/log.txt"
+    try:
+        eventually(lambda: log.exists() and "started" in log.read_text() and os.read(ours, 1 << 16))
+        time.sleep(1)
+    finally:
+        os.close(ours)
+    process.send_signal(signal.SIGHUP)  # what the kernel sends to a terminal's session when it is closed
+    process.wait(timeout=60)
+    assert survivors(cli.home) == []
+
+
+def test_launch_does_not_take_over_a_session_that_is_open(cli: Cli) -> None:
+    cli("up", "s", "--provider", "local")
+    done = cli("launch", "-n", "s", "--provider", "local", "--", "true", code=2)
+    assert "is open already" in done.err and "orchestrate run -n s" in done.err
+    assert [session["state"] for session in cli("status", "--json").json] == ["ready"]
+
+
+def test_a_killed_supervisor_loses_no_result(cli: Cli, eventually: Callable[..., Any]) -> None:
+    cli.write(
+        "train.py",
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: (open('outputs/last', 'w').write('saved'), sys.exit(0)))\n"
+        "print('started', flush=True)\ntime.sleep(600)",
+    )
+    cli("up", "s", "--provider", "local")
+    cli("run", "-d", "--", "python", "train.py")
+    eventually(lambda: "started" in cli("logs").out)
+    lock = cli.home / "sessions/s/machine/home/.orchestrate/jobs/0001/lock"
+    os.kill(int(lock.read_text()), signal.SIGKILL)
+    eventually(lambda: "supervisor was killed" in cli("status", "--json").json[0]["jobs"][0]["reason"], every_s=0.5)
+    assert cli("status", "--json").json[0]["jobs"][0]["state"] == "running"
+    cli("down", "--yes")
+    assert (cli.folder / "results/s/1/outputs/last").read_text() == "saved" and survivors(cli.home) == []
+
+
+def test_an_input_that_is_one_file_is_that_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("one\n")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "one.txt")
+    cli.write(
+        "orchestrate.yaml", "name: s\ninputs: {data/a.txt: ../one.txt, b.txt: ../link.txt}\nrun: cat data/a.txt b.txt\n"
+    )
+    assert cli("launch", "--provider", "local").out == "one\none\n"
+
+
+def test_options_after_the_command_are_the_commands_own(cli: Cli) -> None:
+    cli("up", "s", "--provider", "local")
+    cli.write("x.py", "import sys; print(sys.argv[1:])")
+    assert (
+        cli("run", "python", "x.py", "-d", "--name", "foo", "--lr", "3").out == "['-d', '--name', 'foo', '--lr', '3']\n"
+    )
+    assert cli("ssh", "ls", "-d", ".").out == ".\n"
+
+
+def test_one_word_with_spaces_is_a_line_of_shell(cli: Cli) -> None:
+    cli("up", "s", "--provider", "local")
+    assert cli("run", "--", "echo one; echo two | cat").out == "one\ntwo\n"
+
+
+def test_a_job_that_ends_well_when_stopped_is_stopped(cli: Cli, eventually: Callable[..., Any]) -> None:
+    cli.write(
+        "t.py",
+        "import signal,sys,time\nsignal.signal(15, lambda *_: sys.exit(0))\nprint('up', flush=True)\ntime.sleep(600)",
+    )
+    cli("up", "s", "--provider", "local")
+    cli("run", "-d", "--", "python", "t.py")
+    eventually(lambda: "up" in cli("logs").out)
+    stopped = cli("stop", "--json").json
+    assert (stopped["state"], stopped["code"], stopped["reason"]) == ("stopped", 0, "as asked")
+
+
+def test_json_of_a_failing_job_is_one_document(cli: Cli) -> None:
+    cli("up", "s", "--provider", "local")
+    failed = cli("run", "--json", "--", "false", code=10)
+    assert failed.json["state"] == "failed"
+    assert "exit code 1" in cli("run", "--pass-exit-code", "--", "false", code=1).err
+
+
+def test_nohup_is_respected(cli: Cli, eventually: Callable[..., Any]) -> None:
+    cli("up", "s", "--provider", "local")
+    process = subprocess.Popen(
+        ["nohup", *cli.argv("run", "--", "sh", "-c", "echo up; sleep 2; echo end")], cwd=cli.folder, env=cli.env(None),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    log = cli.folder / "results/s/1/log.txt"
+    eventually(lambda: log.exists() and "up" in log.read_text())
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=60)
+    assert out == b"up\nend\n" and process.returncode == 0
+
+
+def test_folders_without_a_latin_name_are_told_apart(cli: Cli) -> None:
+    names = set()
+    for folder in ("甲", "乙"):
+        cli.folder = cli.folder.parent / folder
+        cli.folder.mkdir()
+        names.add(cli("up", "--provider", "local", "--json").json["name"])
+        cli("run", "--", "true")
+        cli("down", next(iter(names)) if len(names) == 1 else cli("status", "--json").json[0]["name"])
+    assert len(names) == 2
+
+
+def test_an_expired_machine_is_called_expired(cli: Cli) -> None:
+    import sqlite3
+
+    cli("up", "s", "--provider", "local")
+    cli("run", "-d", "--", "true")
+    with sqlite3.connect(cli.home / "record.db") as db:
+        db.execute("UPDATE sessions SET expires_at = 1")
+    assert "reached its expiry" in cli("run", "--", "true", code=7).err
+    kept = cli("down", code=7)  # here the machine is still there: only the record believes it's over
+    assert "still on the machine" in kept.err
+    cli("down", "--discard")
