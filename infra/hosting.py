@@ -159,6 +159,17 @@ def start(files: Files, settings: Settings, host_private_key: str, client_public
     return _wait_until_it_listens(files, settings, _launch(files, settings))
 
 
+def revive(files: Files, settings: Settings) -> Listening:
+    """Start a machine whose server has ended again, with the disk and the keys that it had. Raises CreateFailed."""
+    for old in files.folder.iterdir():
+        if old not in (files.home, files.tmp, files.host_key, files.authorized_keys):
+            old.unlink()
+    if not _leads_to_tmp(files):
+        files.short_tmp.symlink_to(files.tmp)
+    write_new(files.settings, json.dumps(asdict(settings)))
+    return _wait_until_it_listens(files, settings, _launch(files, settings))
+
+
 def find(files: Files, machine_id: str) -> Listening | None:
     """The server of a machine, if it runs and answers. Asks the processes and the port, not only the file."""
     try:

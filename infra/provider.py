@@ -193,9 +193,8 @@ class Cloud:
     destroy: Callable[[str, Path, Say], None]
     survivors: Callable[[str, Path], list[str]]
     mirrors: Mirrors = Mirrors()
-    check: Callable[[Offer], None] = lambda offer: (
-        None
-    )  # before anything is made: no or a wrong key, no answer
+    keeps_disk: bool = False  # a machine that ended by itself can be created again, with what was on it
+    check: Callable[[Offer], None] = lambda offer: None  # before anything is made: no or a wrong key, no answer
     caveats: Callable[[MachineSpec], list[str]] = lambda spec: []  # what the user has to know before saying yes
     preview: Callable[[MachineSpec, Say], list[str]] | None = None  # what would be made, each in words; nothing is
 

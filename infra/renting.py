@@ -242,12 +242,21 @@ def destroy(rented: Rented, world: World, session: str, folder: Path, say: Say) 
     region, mark = place(folder, session)
     if folder.exists() and not region:
         return  # that is written down before anything is made, so nothing was
-    if region and (folder / "passphrase").exists():
+    known = bool(region) and (folder / "passphrase").exists()
+    ended = False
+    if known:
         try:
             end_stack(stack_of(rented, world, folder, region, mark, say), say)
+            ended = True
         except InfraError as error:
             say(f"the engine could not end all of it: {error}; asking the cloud itself")
     sweep(rented, world, [region] if region else list(rented.regions), mark, say)
+    if known and not ended:  # a network may have waited for a machine that only the sweep has found
+        try:
+            end_stack(stack_of(rented, world, folder, region, mark, say), say)
+        except InfraError as error:
+            left = "what the engine's state still names, which the cloud's lists don't show"
+            raise MayStillExist(f"not all of it could be ended: {error}", [left], error.hint) from error
 
 
 def end_stack(stack: Stack, say: Say) -> None:

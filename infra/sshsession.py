@@ -261,7 +261,7 @@ class Session:
                 if data:
                     try:
                         outputs[descriptor](data)
-                    except OSError:  # the channel is closed
+                    except (OSError, EOFError):  # the channel is closed, or the connection while it was written to
                         self.hang_up()
                         return
                 else:

@@ -114,6 +114,9 @@ def create(spec: MachineSpec, say: Say) -> Machine:
         id=identity, user=user, expires_at=spec.expires_at, port=spec.port, sshd=_real_sshd(),
         environment=hosting.environment(files, identity, user),
     )  # fmt: skip
+    if not hosting.survivors(files, identity) and _has_keys(files, spec):
+        say("the machine has ended; starting it again, with the disk that it had")
+        return Machine(identity, "127.0.0.1", hosting.revive(files, settings).port, user)
     if hosting.survivors(files, identity) or os.path.lexists(files.folder):
         say("removing what is left of an earlier machine of this session")
         destroy(spec.session, spec.folder, say)
@@ -154,12 +157,20 @@ def _real_sshd() -> str:
     return path
 
 
+def _has_keys(files: Files, spec: MachineSpec) -> bool:
+    """Whether the machine in that folder is this one."""
+    try:
+        return (
+            files.home.is_dir()
+            and files.authorized_keys.read_text().strip() == spec.client_public_key.strip()
+            and files.host_key.read_text().strip() == spec.host_private_key.strip()
+        )
+    except OSError:
+        return False
+
+
 def _check_keys(files: Files, spec: MachineSpec) -> None:
-    same = (
-        files.authorized_keys.read_text().strip() == spec.client_public_key.strip()
-        and files.host_key.read_text().strip() == spec.host_private_key.strip()
-    )
-    if not same:
+    if not _has_keys(files, spec):
         raise CreateFailed(f"a machine of {spec.session} runs already, with other keys", "destroy it first")
 
 
@@ -171,4 +182,5 @@ CLOUD = Cloud(
     create=create,
     destroy=destroy,
     survivors=survivors,
+    keeps_disk=True,
 )

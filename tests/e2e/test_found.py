@@ -147,3 +147,20 @@ def test_an_expired_machine_is_called_expired(cli: Cli) -> None:
     kept = cli("down", code=7)  # here the machine is still there: only the record believes it's over
     assert "still on the machine" in kept.err
     cli("down", "--discard")
+
+
+def test_results_on_a_local_machine_that_ended_are_not_lost(
+    cli: Cli, server: str, eventually: Callable[..., Any]
+) -> None:
+    import json
+
+    cli("up", "s", "--provider", "local")
+    cli("run", "-d", "--", "sh", "-c", "echo kept > outputs/kept; echo written; sleep 600")
+    eventually(lambda: "written" in cli("logs").out)
+    machine = cli.home / "sessions/s/machine"
+    os.kill(json.loads((machine / "listening.json").read_text())["pid"], signal.SIGTERM)  # as its expiry does
+    eventually(lambda: survivors(cli.home) == [])
+    assert "orchestrate up s" in cli("down", code=8).err
+    assert "starting it again" in cli("up", "s", "--provider", "local").err
+    cli("down")
+    assert (cli.folder / "results/s/1/outputs/kept").read_text() == "kept\n" and survivors(cli.home) == []

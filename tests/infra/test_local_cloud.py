@@ -136,11 +136,23 @@ def test_an_interrupted_creation_leaves_nothing(new_rig: NewRig, monkeypatch: py
     assert list(rig.folder.iterdir()) == []
 
 
+def test_a_machine_that_ended_is_started_again_with_its_disk(new_rig: NewRig) -> None:
+    rig = new_rig()
+    rig.create()
+    rig.run("echo kept > kept")
+    rig.close_clients()
+    os.kill(server_pid(rig), signal.SIGKILL)
+    assert until(lambda: not rig.survivors())
+    rig.create()
+    assert rig.run("cat kept").out == b"kept\n"
+
+
 def test_what_is_left_of_an_earlier_machine_makes_room(new_rig: NewRig) -> None:
     rig = new_rig()
     rig.create()
     os.kill(server_pid(rig), signal.SIGKILL)
     assert until(lambda: not rig.survivors())
+    (rig.folder / "machine" / "host_key").unlink()
     rig.create()
     assert rig.run("echo new").out == b"new\n"
     assert "removing what is left of an earlier machine of this session" in rig.said
