@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pulumi import RunError
 from pulumi.automation.events import EngineEvent, StepEventMetadata
 
 from infra import stackstate
 from infra.enginecommand import redacted
+from infra.errors import InfraError
 from infra.provider import Say
 from infra.stack import EnginePending, Stack, explained, make, select, short
 
@@ -59,7 +61,7 @@ def preview(stack: Stack, program: Program) -> list[Planned]:
     narrator = _Narrator(stack, lambda line: None)
     opened = make(stack, lambda line: None)
     with explained(stack, narrator.errors):
-        opened.preview(program=program, on_event=hear)
+        opened.preview(program=plainly(program), on_event=hear)
     return planned
 
 
@@ -74,7 +76,7 @@ def up(stack: Stack, program: Program, say: Say) -> dict[str, object]:
     refuse_pending(stack)
     with explained(stack, narrator.errors):
         # Secrets are kept out of what the engine prints; the outputs come from the state by themselves.
-        result = opened.up(program=program, on_event=narrator.hear, suppress_outputs=True, show_secrets=False)
+        result = opened.up(program=plainly(program), on_event=narrator.hear, suppress_outputs=True, show_secrets=False)
     return {name: output.value for name, output in result.outputs.items()}
 
 
@@ -88,6 +90,18 @@ def destroy(stack: Stack, say: Say) -> None:
     with explained(stack, narrator.errors):
         opened.destroy(on_event=narrator.hear, continue_on_error=True, suppress_outputs=True, show_secrets=False)
     refuse_pending(stack)
+
+
+def plainly(program: Program) -> Program:
+    """The program, whose errors of ours reach the engine as `infra.errors.NoStock: ...`, without a traceback."""
+
+    def run() -> None:
+        try:
+            program()
+        except InfraError as error:
+            raise RunError(f"{type(error).__module__}.{type(error).__name__}: {error}") from error
+
+    return run
 
 
 def refuse_pending(stack: Stack) -> None:
@@ -121,7 +135,8 @@ class _Narrator:
                 if said.severity == "error":
                     self.errors.append(text)
                 if not (self._simulated and "from $PATH at" in text):  # that is what a simulation is
-                    self._say(f"{said.severity}: {redacted(text, self._environment)}")
+                    words = re.sub(r"^infra\.errors\.\w+: ", "", text)
+                    self._say(f"{said.severity}: {redacted(words, self._environment)}")
 
     def _begin(self, step: StepEventMetadata) -> None:
         if _verbs(step)[0]:

@@ -52,10 +52,7 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
         session = store.find(name)
         if session is not None and session.state == "ready":
             check_same(session, cloud, simulate)
-            ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
-            watcher.say(f"{name} is up already, as it was made, until {ends}; checking that it is ready")
-            prepare(session, config, cloud, watcher, fresh=True)
-            return session
+            return again(store, session, config, cloud, watcher)
         if session is not None:
             check_same(session, cloud, simulate)
             watcher.say(f"session {name!r} was left half made; going on with it")
@@ -70,6 +67,19 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
             prepare(session, config, cloud, watcher, fresh=True)
         store.set_state(session, "ready")
         return store.pick(name)
+
+
+def again(store: Store, session: Session, config: Config, cloud: provider.Cloud, watcher: Watcher) -> Session:
+    """The session's machine, checked to be ready; where it has ended and its disk is kept, started again."""
+    if cloud.keeps_disk and not cloud.survivors(session.name, session.folder):
+        store.extend(session, time.time() + config.resources.expiry)
+        session = store.pick(session.name)
+        create(store, session, cloud, config, propose(cloud, session.name, config), watcher)
+        session = store.pick(session.name)
+    ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
+    watcher.say(f"{session.name} is up already, as it was made, until {ends}; checking that it is ready")
+    prepare(session, config, cloud, watcher, fresh=True)
+    return session
 
 
 def propose(cloud: provider.Cloud, name: str, config: Config) -> Proposal:
@@ -240,7 +250,8 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
             ) from error
         raise TransferIncomplete(
             f"the machine has ended by itself, and the results of job {listed} did not all come home",
-            f"nothing is billing; `orchestrate down {session.name} --discard` gives them up and closes the session",
+            f"`orchestrate up {session.name}` starts it again, with them on it" * cloud.keeps_disk
+            or f"nothing is billing; `orchestrate down {session.name} --discard` gives them up and closes the session",
         ) from error
     if kept is not None:
         raise TransferIncomplete(f"{kept}; the machine is kept, and goes on costing what it costs", kept.hint)

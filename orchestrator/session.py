@@ -42,7 +42,7 @@ def connect(session: Session) -> Host:
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
         raise Unreachable(
             f"the machine of {session.name!r} reached its expiry at {at}, and ended",
-            f"`orchestrate down {session.name}` closes the session",
+            f"`orchestrate down {session.name}` says what came home of it, and closes the session",
         )
     return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
 

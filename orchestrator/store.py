@@ -233,6 +233,10 @@ class Store:
             self._write("UPDATE machines SET ended_at = ? WHERE session = ? AND ended_at IS NULL", now, session.id)
         self.note(session, state)
 
+    def extend(self, session: Session, expires_at: float) -> None:
+        """Records another end of the session's machine."""
+        self._write("UPDATE sessions SET expires_at = ? WHERE id = ?", expires_at, session.id)
+
     def add_machine(self, session: Session, row: MachineRow) -> None:
         """Records a machine as soon as it is known; the same one again changes nothing but where it is reached."""
         self._write(
