@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,18 +21,39 @@ def blocks(page: str, marked: bool) -> list[str]:
     return re.findall(before + r"```\w*\n(.*?)```", text, re.S)
 
 
-def test_the_tour_runs_as_it_stands(cli: Cli) -> None:
-    (script,) = blocks("README.md", marked=True)
+@pytest.fixture
+def shell(cli: Cli) -> Callable[[str], str]:
+    """Runs a block of the README as a person would, with `orchestrate` and `python` on the path."""
     bin_folder = cli.folder.parent / "bin"
     bin_folder.mkdir()
-    (bin_folder / "orchestrate").write_text(f'#!/bin/sh\nexec {sys.executable} -m orchestrator.cli "$@"\n')
-    (bin_folder / "orchestrate").chmod(0o755)
-    env = cli.env(None)
+    for name, words in (("orchestrate", "-m orchestrator.cli"), ("python", "")):
+        (bin_folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
+        (bin_folder / name).chmod(0o755)
+    env = cli.env({"ORCHESTRATE_SIMULATOR": str(cli.folder.parent / "simulator")})
     env["PATH"] = f"{bin_folder}:{env['PATH']}"
-    done = subprocess.run(["bash", "-ec", script], cwd=cli.folder, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("hello\n") and "test accuracy" in done.stdout
+
+    def run(script: str) -> str:
+        done = subprocess.run(
+            ["bash", "-ec", script], cwd=cli.folder, env=env, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_the_tour_runs_as_it_stands(cli: Cli, shell: Callable[[str], str]) -> None:
+    said = shell(blocks("README.md", marked=True)[0])
+    assert said.endswith("hello\n") and "test accuracy" in said
     assert survivors(cli.home) == []
+
+
+def test_the_rehearsal_of_a_cloud_runs_as_it_stands(shell: Callable[[str], str]) -> None:
+    from infra import engine
+
+    engine.install(print)
+    said = shell(blocks("README.md", marked=True)[1])
+    assert "test accuracy" in said and "0 running" in said
 
 
 def test_both_languages_show_the_same_commands() -> None:
@@ -54,7 +76,7 @@ def test_every_command_of_the_table_exists() -> None:
     for page in PAGES:
         named = set(
             re.findall(
-                r"`(?:orchestrate )?(up|run|down|launch|status|logs|pull|stop|ssh|init|schema|doctor)\b",
+                r"`(?:orchestrate )?(up|run|down|launch|status|logs|pull|stop|ssh|init|schema|doctor|offers|plan|engine)\b",
                 (REPOSITORY / page).read_text("utf-8"),
             )
         )

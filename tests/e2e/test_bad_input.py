@@ -270,5 +270,21 @@ def test_every_command_is_in_help_and_help_imports_nothing_heavy(cli: Cli) -> No
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=cli.env(None))
     assert done.stderr.strip() == "[]"
-    for verb in ("up", "run", "down", "launch", "status", "logs", "pull", "stop", "ssh", "init", "schema", "doctor"):
+    for verb in (
+        "up",
+        "run",
+        "down",
+        "launch",
+        "status",
+        "logs",
+        "pull",
+        "stop",
+        "ssh",
+        "init",
+        "schema",
+        "doctor",
+        "offers",
+        "plan",
+        "engine",
+    ):
         assert f"  {verb} " in done.stdout
