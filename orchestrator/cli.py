@@ -19,6 +19,27 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from orchestrator.errors import OrchestrateError, UsageError
+from orchestrator.flags import (
+    CommandLine,
+    Detach,
+    Discard,
+    Every,
+    FileOption,
+    Follow,
+    FromStart,
+    JobOption,
+    Json,
+    Named,
+    NameOption,
+    NewFile,
+    NewName,
+    NewNameOption,
+    PassExitCode,
+    ShellLine,
+    Simulate,
+    Yes,
+    with_machine,
+)
 
 if TYPE_CHECKING:
     from orchestrator.config import Config
@@ -58,81 +79,20 @@ def program(
     """Rent a machine, train on it, bring the results home, leave nothing billing."""
 
 
-def _names(incomplete: str) -> list[str]:
-    """Names of open sessions, for shell completion."""
-    from orchestrator.store import Store
-
-    return [session.name for session in Store().sessions() if session.name.startswith(incomplete)]
-
-
-def _providers(incomplete: str) -> list[str]:
-    from infra import provider
-
-    return [name for name in provider.names() if name.startswith(incomplete)]
-
-
-Opt, Arg, ONLY = typer.Option, typer.Argument, "The session; left out: the only one."
-Named = Annotated[str | None, Arg(metavar="NAME", help=ONLY, autocompletion=_names)]
-NewName = Annotated[str | None, Arg(metavar="NAME", help="The session; left out: the file's `name`, or the folder's.")]
-NameOption = Annotated[str | None, Opt("--name", "-n", metavar="NAME", help=ONLY, autocompletion=_names)]
-NewNameOption = Annotated[
-    str | None, Opt("--name", "-n", metavar="NAME", help="The session; left out: the file's `name`, or the folder's.")
-]
-CommandLine = Annotated[
-    list[str] | None, Arg(metavar="COMMAND", help="What to run; left out: the file's `run`, else the trainer.")
-]
-ShellLine = Annotated[list[str] | None, Arg(metavar="COMMAND", help="Left out: a shell.")]
-NewFile = Annotated[Path, Arg(metavar="FILE", help="Left out: orchestrate.yaml.")]
-FileOption = Annotated[
-    Path | None, Opt("--file", "-f", metavar="FILE", help="Left out: orchestrate.yaml here, if there is one.")
-]
-Simulate = Annotated[bool, Opt("--simulate", help="In a cloud on this computer, which costs nothing.")]
-Yes = Annotated[bool, Opt("--yes", "-y", help="Don't ask.")]
-Json = Annotated[bool, Opt("--json", help="Print the result as JSON.")]
-JobOption = Annotated[int | None, Opt("--job", "-j", metavar="N", help="The job; left out: the latest.")]
-Detach = Annotated[bool, Opt("--detach", "-d", help="Queue it and return.")]
-PassExitCode = Annotated[bool, Opt("--pass-exit-code", help="Exit with the job's own code instead of 10.")]
-Discard = Annotated[bool, Opt("--discard", help="Even where results did not come home.")]
-Every = Annotated[bool, Opt("--all", "-a", help="Past sessions too.")]
-Follow = Annotated[bool, Opt("--follow", "-f", help="Go on from the byte where you stopped, until the job ends.")]
-FromStart = Annotated[bool, Opt("--from-start", help="With -f: from the first byte.")]
-Provider = Annotated[str | None, Opt(metavar="NAME", help="local, or a cloud.", autocompletion=_providers)]
-Region = Annotated[str | None, Opt(metavar="NAME", help="The cloud's name of a region.")]
-Gpu = Annotated[bool, Opt("--gpu", help="One GPU, whichever is cheapest.")]
-Gpus = Annotated[str | None, Opt(metavar="KIND:N", help="GPUs: A10, V100:8, 2.")]
-Cpus = Annotated[str | None, Opt(metavar="N", help="CPUs, at least.")]
-Memory = Annotated[str | None, Opt(metavar="GIB", help="Memory, at least.")]
-Disk = Annotated[str | None, Opt(metavar="GIB", help="Disk, at least.")]
-Spot = Annotated[bool | None, Opt("--spot/--no-spot", help="A machine that may be taken away, for less.")]
-MaxPrice = Annotated[str | None, Opt(metavar="PRICE", help="Per hour, at most.")]
-Expiry = Annotated[str | None, Opt("--expiry", "--ttl", metavar="8h", help="The machine ends by itself after that.")]
-Port = Annotated[str | None, Opt(metavar="N", help="SSH port; left out: the provider's choice.")]
-
-
 # ---- the three verbs, and all in one -------------------------------------------------------------------------------
 
 
 @app.command()
+@with_machine
 def up(
     name: NewName = None,
-    file: FileOption = None,
-    provider: Provider = None,
-    region: Region = None,
-    gpu: Gpu = False,
-    gpus: Gpus = None,
-    cpus: Cpus = None,
-    memory: Memory = None,
-    disk: Disk = None,
-    spot: Spot = None,
-    max_price: MaxPrice = None,
-    expiry: Expiry = None,
-    port: Port = None,
     simulate: Simulate = False,
     yes: Yes = False,
     as_json: Json = False,
+    **machine: Any,
 ) -> None:
     """Rent a machine and get it ready. A second time: check that it is."""
-    config = read(file, locals())
+    config = read(machine.pop("file"), as_json, machine)
     with told(yes, as_json) as watcher:
         from orchestrator import lifecycle
 
@@ -157,7 +117,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Send the work, run it on the machine, bring the results home. Ctrl-C detaches and never kills."""
-    config = read(file, {"as_json": as_json})
+    config = read(file, as_json, {})
     with told(False, as_json) as watcher:
         from orchestrator import lifecycle
 
@@ -205,28 +165,18 @@ def down(
 
 
 @app.command(context_settings=AS_TYPED)
+@with_machine
 def launch(
     command: CommandLine = None,
     name: NewNameOption = None,
-    file: FileOption = None,
-    provider: Provider = None,
-    region: Region = None,
-    gpu: Gpu = False,
-    gpus: Gpus = None,
-    cpus: Cpus = None,
-    memory: Memory = None,
-    disk: Disk = None,
-    spot: Spot = None,
-    max_price: MaxPrice = None,
-    expiry: Expiry = None,
-    port: Port = None,
     pass_exit_code: PassExitCode = False,
     simulate: Simulate = False,
     yes: Yes = False,
     as_json: Json = False,
+    **machine: Any,
 ) -> None:
     """up, run and down in one. The machine goes down whatever happens."""
-    config = read(file, {key: value for key, value in locals().items() if key != "command"})
+    config = read(machine.pop("file"), as_json, machine)
     with told(yes, as_json) as watcher:
         from orchestrator import lifecycle
 
@@ -241,22 +191,14 @@ def launch(
 
 
 @app.command()
+@with_machine
 def offers(
-    file: FileOption = None,
-    provider: Provider = None,
-    region: Region = None,
-    gpu: Gpu = False,
-    gpus: Gpus = None,
-    cpus: Cpus = None,
-    memory: Memory = None,
-    disk: Disk = None,
-    spot: Spot = None,
-    max_price: MaxPrice = None,
     as_json: Json = False,
+    **machine: Any,
 ) -> None:
     """What can be rented, cheapest first: of the named provider, or of all."""
-    everywhere = provider is None
-    config = read(file, locals())
+    everywhere = machine["provider"] is None
+    config = read(machine.pop("file"), as_json, machine)
     with told(False, as_json):
         from orchestrator import market
         from orchestrator.report import offers_table
@@ -269,25 +211,15 @@ def offers(
 
 
 @app.command()
+@with_machine
 def plan(
     name: NewName = None,
-    file: FileOption = None,
-    provider: Provider = None,
-    region: Region = None,
-    gpu: Gpu = False,
-    gpus: Gpus = None,
-    cpus: Cpus = None,
-    memory: Memory = None,
-    disk: Disk = None,
-    spot: Spot = None,
-    max_price: MaxPrice = None,
-    expiry: Expiry = None,
-    port: Port = None,
     simulate: Simulate = False,
     as_json: Json = False,
+    **machine: Any,
 ) -> None:
     """What `up` would rent and create; nothing is."""
-    config = read(file, locals())
+    config = read(machine.pop("file"), as_json, machine)
     with told(False, as_json) as watcher:
         from orchestrator import market
         from orchestrator.report import describe
@@ -469,19 +401,18 @@ def store() -> Store:
     return Store()
 
 
-def read(file: Path | None, flags: dict[str, Any]) -> Config:
-    """The file with the flags over it. Errors end the program as everywhere."""
+def read(file: Path | None, as_json: bool, flags: dict[str, Any]) -> Config:
+    """The file with the machine's flags over it. Errors end the program as everywhere."""
     from orchestrator import config
 
-    with told(False, bool(flags.get("as_json"))):
+    with told(False, as_json):
         found = config.load(file, Path.cwd())
-        fields = ("provider", "region", "gpus", "cpus", "memory", "disk", "spot", "max_price", "expiry", "port")
-        given = {f"resources.{name}": flags.get(name) for name in fields}
-        if flags.get("gpu"):
-            if flags.get("gpus"):
-                raise UsageError("--gpu and --gpus say the same thing", "--gpu is any one; --gpus A10:2 names them")
-            given["resources.gpus"] = 1
-        return config.override(found, given, labels={"resources.gpus": "--gpu"} if flags.get("gpu") else None)
+        given = {f"resources.{name}": value for name, value in flags.items() if name != "gpu"}
+        if not flags.get("gpu"):
+            return config.override(found, given)
+        if flags["gpus"]:
+            raise UsageError("--gpu and --gpus say the same thing", "--gpu is any one; --gpus A10:2 names them")
+        return config.override(found, {**given, "resources.gpus": 1}, labels={"resources.gpus": "--gpu"})
 
 
 def session_name(name: str | None, config: Config) -> str:
