@@ -117,17 +117,17 @@ def probe(wire: Wire, fresh: bool) -> Facts:
         return Facts(**{name: raw[name] for name in Facts.__dataclass_fields__ if name != "raw"}, raw=raw)
 
 
+class NoGpu(OrchestrateError):
+    """GPUs are paid for and can't be used, or not yet: a cloud installs the driver at the first boot."""
+
+
 def check_gpus(facts: Facts, want: int) -> None:
-    """Raises OrchestrateError where GPUs are paid for and can't be used: never silently the CPU."""
+    """Raises NoGpu where GPUs were asked for and can't be used: never silently the CPU."""
     problems = [gpu["problem"] for gpu in facts.gpus if "problem" in gpu]
     if want and problems:
-        raise OrchestrateError(
-            f"the machine's GPU driver does not work: {problems[0]}", "`orchestrate ssh nvidia-smi` shows it"
-        )
+        raise NoGpu(f"the machine's GPU driver does not work: {problems[0]}", "`orchestrate ssh nvidia-smi` shows it")
     if len(facts.gpus) < want:
-        raise OrchestrateError(
-            f"{want} GPU(s) were asked for, and nvidia-smi shows {len(facts.gpus)}", "is the driver installed?"
-        )
+        raise NoGpu(f"{want} GPU(s) were asked for, and nvidia-smi shows {len(facts.gpus)}", "is the driver installed?")
 
 
 # ---- the plan -----------------------------------------------------------------------------------------------------

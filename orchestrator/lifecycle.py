@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Config
 
 OFFERS = 4  # that are shown, and tried in this order
+DRIVER_DEADLINE_S = 1500.0  # a cloud's own script installs it at the first boot, in 5 to 25 minutes, and may reboot
 SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine takes one to three minutes
 
 
@@ -64,7 +65,7 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
         session = session or store.open_session(name, cloud.name, time.time() + proposal.lifetime_s, simulate)
         with one_interrupt(watcher.say), rolled_back(store, session, cloud, watcher):
             session = create(store, session, cloud, config, proposal, watcher)
-            prepare(session, config, cloud, watcher, fresh=True)
+            prepare(session, config, cloud, watcher)
         store.set_state(session, "ready")
         return store.pick(name)
 
@@ -78,7 +79,7 @@ def again(store: Store, session: Session, config: Config, cloud: provider.Cloud,
         session = store.pick(session.name)
     ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
     watcher.say(f"{session.name} is up already, as it was made, until {ends}; checking that it is ready")
-    prepare(session, config, cloud, watcher, fresh=True)
+    prepare(session, config, cloud, watcher)
     return session
 
 
@@ -142,13 +143,34 @@ def create(
     )
 
 
-def prepare(session: Session, config: Config, cloud: provider.Cloud, watcher: Watcher, fresh: bool) -> bootstrap.Ready:
-    """Logs in, waiting for SSH to come up, and makes the machine ready for the file's tools."""
-    with connect(session) as host:
-        host.wait(SSH_DEADLINE_S if session.state == "creating" else 0, watcher.say)
-        with host.agent() as wire:
-            gpus = config.resources.request().gpus
-            return bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, watcher.say, fresh)
+def prepare(
+    session: Session,
+    config: Config,
+    cloud: provider.Cloud,
+    watcher: Watcher,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bootstrap.Ready:
+    """Logs in, waiting for SSH to come up, and makes the machine ready for the file's tools.
+
+    A new machine of a cloud may still be installing its GPU's driver, and reboot for it: that is waited for.
+    """
+    new = session.state == "creating"
+    gpus = config.resources.request().gpus
+    deadline, said = clock() + (DRIVER_DEADLINE_S if new and gpus and not cloud.keeps_disk else 0), ""
+    while True:
+        try:
+            with connect(session) as host:
+                host.wait(SSH_DEADLINE_S if new else 0, watcher.say)
+                with host.agent() as wire:
+                    return bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, watcher.say, True)
+        except (bootstrap.NoGpu, Unreachable) as error:
+            if clock() >= deadline:
+                raise
+            if str(error) != said:
+                watcher.say(f"waiting for the GPU's driver, up to {DRIVER_DEADLINE_S / 60:.0f} minutes: {error}")
+                said = str(error)
+            sleep(10)
 
 
 @contextlib.contextmanager
