@@ -175,9 +175,9 @@ def bar_line(progress: dict[str, Any], width: int) -> Table:
 
     counts = (number(name) or 0 for name in ("epoch", "epochs", "batch", "batches"))
     epoch, epochs, batch, batches = (count if 0 <= count < math.inf else 0 for count in counts)
-    done = (max(epoch - 1, 0) + (batch / batches if batches else 0)) / epochs if epochs else 0
+    done = (epoch + (batch / batches if batches else 0)) / epochs if epochs else 0
     loss, accuracy, speed, left = (number(name) for name in ("loss", "accuracy", "images_per_s", "eta_s"))
-    words = [f"epoch {epoch:.0f}/{epochs:.0f}"]
+    words = [f"epoch {min(epoch + 1, epochs):.0f}/{epochs:.0f}"]  # the job says how many are done
     words += [f"{duration(left)} left"] if left is not None else []
     words += [f"loss {loss:.4f}"] if loss is not None else []
     words += [f"accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []

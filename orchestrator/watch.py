@@ -43,4 +43,4 @@ class Watcher(Protocol):
         """The next bytes of the job's log, as the job wrote them."""
 
     def progress(self, progress: dict[str, Any] | None) -> None:
-        """The job's own progress: epoch, epochs, batch, batches, loss, accuracy, images_per_s, eta_s, or None."""
+        """The job's own progress: epoch (those done), epochs, batch, batches, loss, accuracy, ... or None."""

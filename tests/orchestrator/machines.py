@@ -263,7 +263,8 @@ def pythons() -> Iterator[tuple[str, str, str]]:
     yield "this", sys.executable, ""
     for minor in range(8, 14):
         name = f"python3.{minor}"
-        found = shutil.which(name)
+        installed = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python3"))  # its shims need not start
+        found = str(installed[-1]) if installed else shutil.which(name)
         if found is None:
             yield name, "", f"no {name} on PATH"
             continue

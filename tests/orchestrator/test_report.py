@@ -182,7 +182,7 @@ def test_a_bar_says_how_far_how_good_and_how_long() -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=200)
-    known = {"epoch": 2, "epochs": 4, "batch": 3, "batches": 12, "loss": 0.25, "accuracy": 0.5}
+    known = {"epoch": 1, "epochs": 4, "batch": 3, "batches": 12, "loss": 0.25, "accuracy": 0.5}
     console.print(bar_line({**known, "images_per_s": 1234.5, "eta_s": 3700}, 200))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for words in ("epoch 2/4", "batch 3/12", "loss 0.2500", "accuracy 50.0 %", "1,234 images/s", "1 h 1 min left"):

@@ -53,7 +53,7 @@ def test_a_run_reports_as_it_goes_and_at_its_end(run, tmp_path, monkeypatch):
     middle = seen[2]
     assert middle["epochs"] == 2 and middle["batches"] == 4
     assert middle["loss"] == pytest.approx(2.3, abs=0.3)
-    assert middle["eta_s"] > 0 and middle["images_per_s"] > 0 and middle["accuracy"] is None
+    assert 0 <= middle["eta_s"] < 60 and middle["images_per_s"] > 0 and middle["accuracy"] is None
     assert seen[-1]["eta_s"] == 0 and 0 < seen[-1]["accuracy"] < 1
     assert not (tmp_path / ".progress.tmp").exists()
 
