@@ -11,7 +11,7 @@ kernel frees when they end, however they end. Standard library only, Python 3.8 
     jobs/0007/exit.json      how it ended; the file's space is taken beforehand, so that a full disk can't swallow it
     jobs/0007/log            what the job printed, stdout and stderr as one
     jobs/0007/progress.json  the job's own progress, if it writes $ORCHESTRATE_PROGRESS
-    jobs/0007/work/          the job's working folder: a copy of what was pushed
+    jobs/0007/work           the job's working folder: a copy of what was pushed
 """
 
 from __future__ import annotations
