@@ -185,7 +185,7 @@ def launch(
         done(
             as_json,
             job_json(job),
-            f"job {job.number} {job.state}; {session.name} is down, nothing is left. Results: {job.results}",
+            f"job {job.number} {job.state}; {session.name} is down, nothing is left. Results: {job.where}",
         )
         ended(job, False, pass_exit_code)
 
@@ -312,7 +312,7 @@ def pull(name: Named = None, job: JobOption = None, as_json: Json = False) -> No
         done(
             as_json,
             {**job_json(found), "new_files": pulled.new_files, "files": len(pulled.files)},
-            f"results: {found.results}",
+            f"results: {found.where}",
         )
 
 
@@ -328,7 +328,7 @@ def stop(name: Named = None, job: JobOption = None, as_json: Json = False) -> No
         done(
             as_json,
             job_json(stopped),
-            f"job {stopped.number} {stopped.state}: {stopped.reason}. Results: {stopped.results}",
+            f"job {stopped.number} {stopped.state}: {stopped.reason}. Results: {stopped.where}",
         )
 
 

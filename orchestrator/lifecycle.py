@@ -214,7 +214,7 @@ def finish(host: Host, store: Store, job: Job, watcher: Watcher, offset: int) ->
     with host.agent() as wire:
         pulled = jobs.bring_home(wire, store, job, final=True)
     job = store.reread(job)
-    watcher.say(f"results: {len(pulled.files)} files in {job.results}")
+    watcher.say(f"results: {len(pulled.files)} files in {job.where}")
     if pulled.skipped:
         watcher.say(f"not taken (links, not readable, or ours): {', '.join(map(sync.shown, pulled.skipped[:5]))}")
     return job
@@ -223,7 +223,7 @@ def finish(host: Host, store: Store, job: Job, watcher: Watcher, offset: int) ->
 def check_succeeded(job: Job) -> None:
     """Raises JobFailed for a job that didn't."""
     if job.state != "succeeded":
-        raise JobFailed(f"job {job.number} {job.state}: {job.reason}", f"its log: {job.results / 'log.txt'}")
+        raise JobFailed(f"job {job.number} {job.state}: {job.reason}", f"its log: {job.where}/log.txt")
 
 
 # ---- down ---------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
             for job in (job for job in waiting if not store.reread(job).pulled):
                 try:
                     jobs.bring_home(wire, store, job, final=True)
-                    watcher.say(f"job {job.number}: results in {job.results}")
+                    watcher.say(f"job {job.number}: results in {job.where}")
                 except TransferIncomplete as error:  # the others' results may come all the same
                     watcher.say(f"job {job.number}: {error}")
                     kept = error

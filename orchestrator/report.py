@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import math
-import os
 import re
 import sys
 import time
@@ -243,7 +242,7 @@ def sessions_table(all_seen: list[Seen]) -> None:
                 str(job.number),
                 clean(job.state + reason),
                 clean(job.command)[:60],
-                os.path.relpath(job.results) if job.pulled else "not home yet",
+                job.where if job.pulled else "not home yet",
             )
     console.print(table)
     if jobs.row_count:

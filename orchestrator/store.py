@@ -118,6 +118,12 @@ class Job:
     pulled: bool
 
     @property
+    def where(self) -> str:
+        """The results folder as a person here would write it."""
+        here = Path.cwd()
+        return str(self.results.relative_to(here)) if self.results.is_relative_to(here) else str(self.results)
+
+    @property
     def ended(self) -> bool:
         """Whether it has come to an end, whatever that was."""
         return self.state in ENDED
