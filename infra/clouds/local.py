@@ -134,8 +134,10 @@ def create(spec: MachineSpec, say: Say) -> Machine:
 def destroy(session: str, folder: Path, say: Say) -> None:
     """End every process of a session's machine and remove its folder. Raises MayStillExist."""
     files, identity = files_of(folder), machine_id(session, folder)
-    for line in hosting.survivors(files, identity):
-        say(f"ending {line}")
+    running = hosting.survivors(files, identity)
+    if running:
+        more = len(running) - 1  # the client's own agent among them, which ends with its connection
+        say(f"ending {running[0]}" + (f" and {more} more process{'es' * (more > 1)} of the machine" if more else ""))
     left = hosting.end(files, identity)
     if left:
         raise MayStillExist(
