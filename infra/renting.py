@@ -288,7 +288,7 @@ def sweep(
     end, quiet, trouble = clock() + float(os.environ.get(SWEEP, SWEEP_S)), 0, ""
     while True:
         try:
-            left = [one for region in regions for one in world.left(rented, region, mark)]
+            left = regions_left(rented, world, regions, mark)
         except (NoAnswer, Refused) as error:
             left, trouble = [], str(error)
             unknown = f"whatever of {mark or 'ours'} there is in {', '.join(regions)}"

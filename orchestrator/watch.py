@@ -26,8 +26,9 @@ class Proposal:
     @property
     def at_most(self) -> float | None:
         """What it can cost until its expiry, in the offer's currency; None where the price is unknown."""
-        price = self.offer.price_per_hour
-        return None if price is None else price * self.lifetime_s / 3600
+        from infra.catalog import cost_until  # it reads CSV, which most commands never do
+
+        return cost_until(self.offer, self.lifetime_s)
 
 
 class Watcher(Protocol):
