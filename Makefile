@@ -4,7 +4,7 @@ PYTHON ?= python3
 INDEX  ?=
 BIN    := .venv/bin
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python $(if $(INDEX),--default-index $(INDEX)) -c constraints.txt -e
-CLOUDS := aliyun,tencent,huawei
+EVERYTHING := trainer,deploy,explain,private,caffe,tensorflow,aliyun,tencent,huawei,dev
 
 .PHONY: demo test engine check docs bench constraints clean
 
@@ -43,13 +43,13 @@ bench: .venv/test
 	@$(INSTALL) '.[trainer]' && touch $@
 
 .venv/test: .venv/uv pyproject.toml
-	@echo "== installing the project, PyTorch, the clouds' SDKs and the tests' tools (6 GB on Linux)"
-	@$(INSTALL) '.[trainer,dev,$(CLOUDS)]' && touch $@ .venv/demo
+	@echo "== installing the project, PyTorch, the clouds' SDKs and the tests' tools (7 GB on Linux)"
+	@$(INSTALL) '.[$(EVERYTHING)]' && touch $@ .venv/demo
 
 # Pin anew what pyproject.toml allows. The file names no index.
 constraints: .venv/uv
 	echo uv | $(BIN)/uv pip compile --universal --generate-hashes --upgrade --python-version 3.10 --no-header --quiet \
-	  --extra trainer --extra dev $(foreach cloud,aliyun tencent huawei,--extra $(cloud)) pyproject.toml - -o constraints.txt
+	  --all-extras pyproject.toml - -o constraints.txt
 
 clean:
 	rm -rf .venv

@@ -109,7 +109,7 @@ def plain_data(root, torchvision, transform):
 
         digits = data.load(configure({}), torch.device("cpu"), print)
         parts = (digits.train, digits.test)
-        return [Pictures(part.images.permute(0, 2, 3, 1).numpy(), part.labels.tolist()) for part in parts]
+        return [Pictures(part.inputs.permute(0, 2, 3, 1).numpy(), part.targets.tolist()) for part in parts]
     folders = [torchvision.datasets.ImageFolder(Path(root) / part) for part in ("train", "test")]
     return [
         Pictures(np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in folder.samples]), folder.targets)

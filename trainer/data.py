@@ -1,4 +1,4 @@
-"""The data sets, each held as one uint8 tensor [N, 3, 32, 32] and its labels, and normalised batch by batch."""
+"""The data sets, each held as one uint8 tensor [N, 3, 32, 32] and its labels."""
 
 import re
 import socket
@@ -21,6 +21,7 @@ from trainer.config import TrainConfig
 from trainer.decode import decode_into
 from trainer.errors import DownloadFailed, MissingPackage
 from trainer.folder import Listing, list_images
+from trainer.tasks import IMAGES, Task
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
@@ -30,17 +31,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, 3, 32, 32] and labels int64 [N]."""
+    """Inputs as they are stored, images uint8 [N, 3, 32, 32], and targets, class numbers int64 [N]."""
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def to(self, device: torch.device) -> "Split":
         """The same on `device`."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.inputs.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Data:
     train: Split
     test: Split
     fingerprint: str
+    task: Task
 
 
 def load(config: TrainConfig, device: torch.device, say: Say) -> Data:
@@ -72,14 +74,8 @@ def load(config: TrainConfig, device: torch.device, say: Say) -> Data:
         train=Split(images[:limited], labels[:limited]).to(device),
         test=Split(images[cut:], labels[cut:]).to(device),
         fingerprint=_fingerprint(arrays),
+        task=IMAGES,
     )
-
-
-def normalised(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1]: bit for bit ToTensor and Normalize(0.5, 0.5), in the order they do it."""
-    # channels_last: the convolutions are a fifth to a half faster with it on the CPU
-    layout = torch.channels_last if images.device.type == "cpu" else torch.contiguous_format
-    return images.to(torch.float32, memory_format=layout).div_(255).sub_(0.5).div_(0.5)
 
 
 def _fingerprint(arrays: Arrays) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer import checkpoint, data, device, models
 from trainer.config import configure, read_fields
-from trainer.data import Split, normalised
+from trainer.data import Data
 from trainer.errors import BadRun
 
 BATCH = 1000  # images: 12 MB of pixels
@@ -33,15 +33,16 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, classes: int) -> Evaluation:
-    """The model's loss and predictions on all of `split`, which lies on the model's device."""
+def evaluate(model: nn.Module, data: Data) -> Evaluation:
+    """The model's loss and predictions on all of the test split, which lies on the model's device."""
+    split, classes = data.test, len(data.classes)
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
+    loss = torch.zeros((), dtype=torch.float64, device=split.targets.device)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=split.targets.device)
     for start in range(0, len(split), BATCH):
-        labels = split.labels[start : start + BATCH]
-        logits = model(normalised(split.images[start : start + BATCH]))
+        labels = split.targets[start : start + BATCH]
+        logits = model(data.task.prepare(split.inputs[start : start + BATCH]))
         loss += F.cross_entropy(logits, labels, reduction="sum")
         confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
     model.train(was_training)
@@ -83,7 +84,7 @@ def evaluate_run(out: Path, moved: Mapping[str, object]) -> RunEvaluation:
             f"the weights in {weights} are not of {config.model} with {len(images.classes)} classes",
             "Give the data that the run was trained on.",
         ) from None
-    return RunEvaluation(evaluate(model.to(where), images.test, len(images.classes)), weights, images.classes)
+    return RunEvaluation(evaluate(model.to(where), images), weights, images.classes)
 
 
 def lines(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:

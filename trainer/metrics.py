@@ -1,10 +1,12 @@
 """What a run writes about itself: metrics.jsonl, TensorBoard's events, summary.json."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from trainer import files
@@ -66,6 +68,8 @@ class Board:
     def add(self, record: EpochRecord) -> None:
         """Write one epoch. The first in a process tells TensorBoard to forget that epoch and all after it."""
         if self._writer is None:
+            # TensorBoard's own switch for "without TensorFlow": where that is installed, its import takes seconds
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._folder), purge_step=record.epoch)

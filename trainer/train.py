@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import checkpoint, data, device, files, models, telling
 from trainer.checkpoint import State
 from trainer.config import TrainConfig
-from trainer.data import Data, normalised
+from trainer.data import Data
 from trainer.errors import BadOutput, Diverged, Stopped
 from trainer.evaluate import evaluate
 from trainer.metrics import Board, EpochRecord, Summary, write_metrics
@@ -107,14 +106,14 @@ def train(config: TrainConfig, stop: StopSignals | None = None, say: Callable[[s
 
 def take_steps(run: Run) -> None:
     """What is left of the epoch's steps. Raises Diverged; Stopped, with the state saved."""
-    config, state, split = run.config, run.state, run.data.train
-    order = epoch_order(config.seed, state.epoch, len(split)).to(split.labels.device)
+    config, state, split, task = run.config, run.state, run.data.train, run.data.task
+    order = epoch_order(config.seed, state.epoch, len(split)).to(split.targets.device)
     batches, parameters = len(state.losses), state.optimiser.parameters
     checked, started = state.step, time.perf_counter() - state.seconds
     while state.step < batches:
         index = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
-        logits = state.model(normalised(split.images[index]))
-        loss = F.cross_entropy(logits, split.labels[index])
+        logits = state.model(task.prepare(split.inputs[index]))
+        loss = task.loss(logits, split.targets[index], 0.0)
         state.optimiser.step(torch.autograd.grad(loss, parameters))
         state.losses[state.step] = loss.detach()
         state.step += 1
@@ -135,7 +134,7 @@ def end_epoch(run: Run) -> EpochRecord:
     """Evaluate, keep, and turn to the next epoch. Raises Diverged."""
     config, state = run.config, run.state
     run.progress.write(telling.report(config, state, "evaluating"))
-    found = evaluate(state.model, run.data.test, len(run.data.classes))
+    found = evaluate(state.model, run.data)
     if not math.isfinite(found.loss):
         diverge(run, state.step, f"test loss is {found.loss}")
     record = EpochRecord(

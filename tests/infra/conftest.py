@@ -178,6 +178,11 @@ def runs(pid: int) -> bool:
         return False
 
 
+def gone(pid: int) -> bool:
+    """Whether the process ends soon: a killed one lives on until the kernel comes to it."""
+    return until(lambda: not runs(pid))
+
+
 @pytest.fixture(scope="session")
 def real_sshd() -> str:
     """The path of an sshd; installed where that is possible."""

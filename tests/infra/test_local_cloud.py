@@ -16,7 +16,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from conftest import Rig, runs, until
+from conftest import Rig, gone, runs, until
 
 from infra import hosting, processes
 from infra.clouds import local
@@ -216,7 +216,7 @@ def test_a_daemon_outlives_its_connection_but_not_the_machine(server: str, new_r
     assert runs(pid)
     assert any(str(pid) in line and "sleep 1000" in line for line in rig.survivors())
     rig.destroy()
-    assert not runs(pid)
+    assert gone(pid)
     assert rig.survivors() == []
 
 
@@ -227,7 +227,7 @@ def test_what_is_no_daemon_ends_with_its_connection(new_rig: NewRig) -> None:
     channel.exec_command("echo $$; exec sleep 1000")
     pid = int(channel.recv(100))
     rig.close_clients()
-    assert until(lambda: not runs(pid))
+    assert gone(pid)
 
 
 def test_who_writes_to_a_client_that_is_gone_is_told_so(server: str, new_rig: NewRig) -> None:
@@ -238,7 +238,7 @@ def test_who_writes_to_a_client_that_is_gone_is_told_so(server: str, new_rig: Ne
     pid = int(channel.recv(100).split()[0])
     time.sleep(0.1)  # the window fills up
     rig.close_clients()
-    assert until(lambda: not runs(pid))
+    assert gone(pid)
 
 
 def test_a_daemon_without_the_mark_is_found_too(server: str, new_rig: NewRig) -> None:
@@ -249,7 +249,7 @@ def test_a_daemon_without_the_mark_is_found_too(server: str, new_rig: NewRig) ->
     time.sleep(0.2)
     assert b"ORCHESTRATE" not in Path(f"/proc/{pid}/environ").read_bytes()
     rig.destroy()
-    assert not runs(pid)
+    assert gone(pid)
 
 
 def test_who_ignores_the_polite_signal_gets_the_other(new_rig: NewRig) -> None:
@@ -260,7 +260,7 @@ def test_who_ignores_the_polite_signal_gets_the_other(new_rig: NewRig) -> None:
     )
     time.sleep(0.2)
     rig.destroy()
-    assert not runs(pid)
+    assert gone(pid)
 
 
 def test_a_supervisor_has_time_for_its_last_words(new_rig: NewRig, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_server_killed_at_once_is_cleaned_up_after(server: str, new_rig: NewRi
     assert until(lambda: not hosting.answers(rig.machine.port))
     assert any(str(pid) in line for line in rig.survivors())
     rig.destroy()
-    assert not runs(pid)
+    assert gone(pid)
     assert rig.survivors() == []
     assert list(rig.folder.iterdir()) == []
 
@@ -295,7 +295,7 @@ def test_a_server_that_hangs_is_ended_all_the_same(new_rig: NewRig, monkeypatch:
     pid = server_pid(rig)
     os.kill(pid, signal.SIGSTOP)
     rig.destroy()
-    assert not runs(pid)
+    assert gone(pid)
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut", "removed", "all removed"])
@@ -312,9 +312,9 @@ def test_damaged_files_don_t_hide_a_machine(damage: str, new_rig: NewRig) -> Non
             path.unlink()
         else:
             path.write_bytes(b"" if damage == "emptied" else path.read_bytes()[:20])
-    assert any(str(pid) in line for line in rig.survivors()) or not runs(pid)
+    assert any(str(pid) in line for line in rig.survivors()) or gone(pid)
     rig.destroy()
-    assert not runs(pid)
+    assert gone(pid)
     assert list(rig.folder.iterdir()) == []
 
 
@@ -324,7 +324,7 @@ def test_a_machine_whose_folder_is_gone_ends_itself(new_rig: NewRig) -> None:
     pid = int(rig.run(DAEMON).out)
     hosting.remove(local.files_of(rig.folder))
     assert until(lambda: not rig.survivors())
-    assert not runs(pid)
+    assert gone(pid)
 
 
 def test_folders_that_can_t_be_written_to_are_removed(new_rig: NewRig) -> None:
@@ -355,7 +355,7 @@ def test_expiry_ends_everything_but_the_folder(server: str, new_rig: NewRig) -> 
     assert runs(pid)
     assert until(lambda: not rig.survivors(), within_s=8)
     assert time.time() >= rig.spec.expires_at
-    assert not runs(pid)
+    assert gone(pid)
     assert not hosting.answers(rig.machine.port)
     assert rig.home.is_dir()
 

@@ -196,6 +196,14 @@ def runs(pid: int) -> bool:
         return False
 
 
+def gone(pid: int, within_s: float = 10) -> bool:
+    """Whether the process ends within that time: a killed one lives on until the kernel comes to it."""
+    deadline = time.monotonic() + within_s
+    while runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not runs(pid)
+
+
 class FalseAgent:
     """A channel behind which nobody is but a list of frames: the machine as an attacker has it.
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from orchestrator.wire import MachineError
-from tests.orchestrator.machines import Machine, fill, pythons, runs, small_disk
+from tests.orchestrator.machines import Machine, fill, gone, pythons, runs, small_disk
 
 PYTHONS = list(pythons())
 PRESENT = {name: path for name, path, missing in PYTHONS if not missing}
@@ -114,7 +114,7 @@ def test_nothing_of_a_job_outlives_it_in_its_group(machine: Machine) -> None:
     end = machine.ran(1, "sleep 600 & echo $!; (trap '' TERM HUP; sleep 601) & echo $!")
     assert end["state"] == "succeeded"
     for pid in machine.log(1).split():
-        assert not runs(int(pid))
+        assert gone(int(pid))
 
 
 def test_a_child_that_keeps_the_output_open_holds_up_nobody(here: Machine) -> None:
@@ -351,7 +351,7 @@ def test_a_job_without_its_supervisor_runs_on_and_the_next_one_waits_for_its_end
     time.sleep(0.8)
     assert here.status(2)["state"] == "queued" and runs(pid)
     here.wire.call("stop", job=1)
-    assert here.wait(2)["state"] == "succeeded" and not runs(pid)
+    assert here.wait(2)["state"] == "succeeded" and gone(pid)
     lost = here.status(1)
     assert (lost["state"], lost["reason"]) == ("lost", "its supervisor was killed")
 

@@ -9,9 +9,9 @@ from trainer_runs import picture
 
 from trainer import cache, data, decode
 from trainer.config import configure
-from trainer.data import normalised
 from trainer.errors import BadData, DownloadFailed, UnreadableImage
 from trainer.folder import list_images
+from trainer.tasks import normalised
 
 CPU = torch.device("cpu")
 
@@ -34,9 +34,9 @@ def load(tmp_path):
 def test_digits_are_1437_and_360_stratified_the_same_each_time(load):
     digits = load("digits")
     assert (len(digits.train), len(digits.test), len(digits.classes)) == (1437, 360, 10)
-    assert digits.train.images.dtype == torch.uint8
-    assert digits.train.images.shape[1:] == (3, 32, 32)
-    share = torch.bincount(digits.test.labels) / torch.bincount(torch.cat([digits.train.labels, digits.test.labels]))
+    assert digits.train.inputs.dtype == torch.uint8
+    assert digits.train.inputs.shape[1:] == (3, 32, 32)
+    share = torch.bincount(digits.test.targets) / torch.bincount(torch.cat([digits.train.targets, digits.test.targets]))
     assert (share - 0.2).abs().max() < 0.01
     assert load("digits").fingerprint == digits.fingerprint == "1797-1437-8e233f52-aed79c71"
 
@@ -45,15 +45,15 @@ def test_no_digit_is_in_both_parts(load):
     from sklearn.datasets import load_digits
 
     digits = load("digits")
-    both = torch.cat([digits.train.labels, digits.test.labels])
+    both = torch.cat([digits.train.targets, digits.test.targets])
     assert torch.bincount(both).tolist() == np.bincount(load_digits().target).tolist()
-    train = {image.numpy().tobytes() for image in digits.train.images}
-    assert not [at for at, image in enumerate(digits.test.images) if image.numpy().tobytes() in train]
+    train = {image.numpy().tobytes() for image in digits.train.inputs}
+    assert not [at for at, image in enumerate(digits.test.inputs) if image.numpy().tobytes() in train]
 
 
 def test_limit_takes_the_first_training_images_and_all_for_testing(load):
     limited, full = load("digits", limit=20), load("digits")
-    assert torch.equal(limited.train.images, full.train.images[:20])
+    assert torch.equal(limited.train.inputs, full.train.inputs[:20])
     assert len(limited.test) == 360
 
 
@@ -77,14 +77,14 @@ def test_a_folder_is_read_as_pillow_reads_it_resized_and_coloured(images, load):
     assert found.classes == ("ape", "bee", "cat")
     assert (len(found.train), len(found.test)) == (30, 6)
     files = list_images(images).train
-    for pixels, label, file in zip(found.train.images, found.train.labels, files, strict=True):
+    for pixels, label, file in zip(found.train.inputs, found.train.targets, files, strict=True):
         plain = Image.open(file.path).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(plain)), file.path
         assert f"/{found.classes[label]}/" in file.path
 
 
 def test_classes_take_turns_so_that_a_first_part_is_balanced(images, load):
-    assert load(f"folder:{images}").train.labels[:9].tolist() == [0, 1, 2] * 3
+    assert load(f"folder:{images}").train.targets[:9].tolist() == [0, 1, 2] * 3
 
 
 def test_a_folder_without_parts_is_split_nine_to_one_always_alike(tmp_path):
@@ -107,8 +107,8 @@ def test_many_cores_decode_the_same_as_one(images, load, tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "CHUNK", 7)
     monkeypatch.setattr(decode, "available_cores", lambda: 2)
     together = load(f"folder:{images}", cache_dir=tmp_path / "other")
-    assert torch.equal(alone.train.images, together.train.images)
-    assert torch.equal(alone.test.images, together.test.images)
+    assert torch.equal(alone.train.inputs, together.train.inputs)
+    assert torch.equal(alone.test.inputs, together.test.inputs)
 
 
 @pytest.mark.parametrize("alone_below", [0, 100])
@@ -180,15 +180,15 @@ def test_the_second_time_nothing_is_decoded_and_nothing_is_written_beside_the_da
     first = load(f"folder:{images}")
     monkeypatch.setattr(data, "decode_into", lambda *_: pytest.fail("decoded again"))
     second = load(f"folder:{images}")
-    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.train.inputs, second.train.inputs)
     assert first.fingerprint == second.fingerprint
     assert load.said == []
     assert sorted(images.rglob("*")) == before
 
 
 def test_the_cache_is_memory_mapped_and_never_written_through(images, load, tmp_path):
-    load(f"folder:{images}").train.images.zero_()
-    assert load(f"folder:{images}").train.images.any()
+    load(f"folder:{images}").train.inputs.zero_()
+    assert load(f"folder:{images}").train.inputs.any()
 
 
 @pytest.mark.parametrize("change", ["replaced", "added", "removed", "moved"])
@@ -205,16 +205,16 @@ def test_a_changed_folder_is_decoded_anew_and_the_old_entry_goes(images, load, t
         one.rename(images / "train/bee/moved.jpg")
     new = load(f"folder:{images}")
     assert load.said
-    assert new.fingerprint != old.fingerprint or not torch.equal(new.train.images, old.train.images)
+    assert new.fingerprint != old.fingerprint or not torch.equal(new.train.inputs, old.train.inputs)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_damaged_cache_entry_is_made_again(images, load, tmp_path):
     first = load(f"folder:{images}")
-    expected = first.train.images.clone()
+    expected = first.train.inputs.clone()
     (array,) = (tmp_path / "cache").glob("*/images.npy")
     array.write_bytes(array.read_bytes()[:500])
-    assert torch.equal(load(f"folder:{images}").train.images, expected)
+    assert torch.equal(load(f"folder:{images}").train.inputs, expected)
     load(f"folder:{images}")
     assert load.said == []
 
@@ -268,11 +268,11 @@ def test_cifar10_is_read_as_torchvision_reads_it_and_then_cached(fake_cifar10, l
 
     theirs = CIFAR10(fake_cifar10, train=True)
     ours = load("cifar10", data_root=fake_cifar10)
-    assert np.array_equal(ours.train.images.permute(0, 2, 3, 1).numpy(), theirs.data)
-    assert ours.train.labels.tolist() == theirs.targets
+    assert np.array_equal(ours.train.inputs.permute(0, 2, 3, 1).numpy(), theirs.data)
+    assert ours.train.targets.tolist() == theirs.targets
     assert (len(ours.train), len(ours.test), ours.classes[3]) == (20, 4, "class3")
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # from here on an import of it fails
-    assert torch.equal(load("cifar10", data_root=fake_cifar10).train.images, ours.train.images)
+    assert torch.equal(load("cifar10", data_root=fake_cifar10).train.inputs, ours.train.inputs)
 
 
 def test_a_failed_download_says_how_to_get_cifar10(tmp_path, load, monkeypatch):
