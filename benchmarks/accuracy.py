@@ -151,9 +151,9 @@ def our_trainer(root: str, epochs: int, batch_size: int, lr: float, seed: int, l
 # ---- side by side
 
 
-def measure(side: str, arguments: dict[str, object]) -> list[float]:
+def measure(side: str, arguments: dict[str, object], program: str = __file__) -> list[float]:
     """Run one side as a process of its own: test accuracy, images/s by the clock, images per CPU second."""
-    command = [sys.executable, __file__, "--side", side, json.dumps(arguments)]
+    command = [sys.executable, program, "--side", side, json.dumps(arguments)]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": path}

@@ -93,8 +93,9 @@ def accepts(port: int) -> bool:
 class Sshd:
     """A real sshd that lets one new key in, with a home folder of its own; known by its host key."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, settings: str = "") -> None:
         self.program, self.folder, self.home, self.port = program, folder, folder / "home", free_port()
+        self.settings = settings  # further lines of its sshd_config
         self.key, self.user = folder / "key", getpass.getuser()
         self.server: subprocess.Popen[bytes] | None = None
 
@@ -108,7 +109,7 @@ class Sshd:
         (self.folder / "config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self.folder}/key.pub\nStrictModes no\nPasswordAuthentication no\n"
-            f"SetEnv HOME={self.home} {processes.MARKER}={MARK}\n"
+            f"SetEnv HOME={self.home} {processes.MARKER}={MARK}\n{self.settings}"
         )
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it; a boot script makes it elsewhere

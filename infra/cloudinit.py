@@ -17,13 +17,14 @@ from infra.provider import MachineSpec, Mirrors
 
 USER = "orchestrate"
 NO_MIRRORS = Mirrors()
+GUARD_PATH = "/usr/local/sbin/orchestrate-guard"
 LIMIT = 16 * 1024  # bytes in base64: the least that any of the three clouds takes
 DRIVER_DEADLINE_S = 45 * 60  # while it installs, the machine isn't idle; installers take 5 to 25 minutes
 
 GUARD = """\
 #!/bin/sh
 # Powers this machine off at its expiry, and when nobody has used it for a while. The cloud has its own deadline too.
-expiry=@EXPIRY@ idle=@IDLE@ every=30
+expiry=@EXPIRY@ idle=@IDLE@ every=30 moved=@MOVED@
 
 in_use() {
     pgrep -f '[s]upervisor\\.py' >/dev/null && return 0       # a job, queued or running
@@ -44,12 +45,20 @@ off() {
 
 quiet=0 up=0
 while :; do
+    [ -e "$moved" ] && until=$(cat "$moved") && [ "$until" -gt 0 ] 2>/dev/null && expiry=$until
     [ "$(date +%s)" -ge "$expiry" ] && off expired
     if in_use; then quiet=0; else quiet=$((quiet + every)); fi
     [ "$idle" -gt 0 ] && [ "$quiet" -ge "$idle" ] && off idle
     sleep "$every"
     up=$((up + every))
 done
+"""
+
+MOVED = "/etc/orchestrate-expiry"  # another end than the guard was made with: Unix seconds
+MOVE_GUARD = """\
+[ -e {guard} ] || exit 0  # a machine without a guard
+grep -q {moved} {guard} || {{ echo "its guard is of an earlier version, and can't be told another end" >&2; exit 1; }}
+echo {expiry} | sudo -n tee {moved}.new >/dev/null && sudo -n mv {moved}.new {moved}
 """
 
 GUARD_UNIT = """\
@@ -63,6 +72,35 @@ RestartSec=5
 
 [Install]
 WantedBy=multi-user.target
+"""
+
+HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+REKEY_PATH = "/usr/local/sbin/orchestrate-rekey"
+REKEY = f"""\
+#!/bin/sh
+# Replaces the host key, which came with the user-data: `new` makes one beside it and prints its public line, `apply`
+# has sshd show it. Both may be run again.
+set -e
+umask 077
+key={HOST_KEY}
+case $1 in
+new)
+    ssh-keygen -y -P '' -f "$key.new" 2>/dev/null && exit
+    rm -f "$key.new" "$key.new.pub"
+    ssh-keygen -q -t ed25519 -N '' -C '' -f "$key.new"
+    sync "$key.new"
+    ssh-keygen -y -P '' -f "$key.new"
+    ;;
+apply)
+    if [ -e "$key.new" ]; then
+        ssh-keygen -y -P '' -f "$key.new" >"$key.pub"
+        mv -f "$key.new" "$key"
+        rm -f "$key.new.pub"
+    fi
+    systemctl reload ssh || systemctl restart ssh
+    ;;
+*) exit 2 ;;
+esac
 """
 
 SSHD = """\
@@ -109,13 +147,14 @@ def document(spec: MachineSpec, mirrors: Mirrors, driver: str) -> dict[str, Any]
 def files(spec: MachineSpec, mirrors: Mirrors, driver: str) -> list[dict[str, str]]:
     """The files that are written, each with its mode."""
     guard = GUARD
-    values = {"EXPIRY": int(spec.expires_at), "IDLE": int(spec.idle_s), "PORT": spec.ssh_port}
+    values = {"EXPIRY": int(spec.expires_at), "MOVED": MOVED, "IDLE": int(spec.idle_s), "PORT": spec.ssh_port}
     for name, value in {**values, "DRIVER": DRIVER_DEADLINE_S}.items():
         guard = guard.replace(f"@{name}@", str(value))
     written = [
-        ("/usr/local/sbin/orchestrate-guard", "0755", guard),
+        (GUARD_PATH, "0755", guard),
         ("/etc/systemd/system/orchestrate-guard.service", "0644", GUARD_UNIT),
         ("/etc/ssh/sshd_config.d/10-orchestrate.conf", "0644", f"Port {spec.ssh_port}\n{SSHD}"),
+        (REKEY_PATH, "0755", REKEY),
     ]
     if mirrors.pypi:
         written.append(("/etc/pip.conf", "0644", f"[global]\nindex-url = {mirrors.pypi}\n"))
@@ -132,6 +171,11 @@ def commands(spec: MachineSpec, driver: str) -> list[list[str]]:
         log = "/var/log/orchestrate-driver.log"
         run.append(["sh", "-c", f"setsid /usr/local/sbin/orchestrate-driver </dev/null >{log} 2>&1 &"])
     return run
+
+
+def move_guard(expires_at: float) -> list[str]:
+    """The command that, run on a machine, moves the end of its guard."""
+    return ["sh", "-c", MOVE_GUARD.format(guard=GUARD_PATH, moved=MOVED, expiry=int(expires_at))]
 
 
 def caveats(spec: MachineSpec) -> list[str]:

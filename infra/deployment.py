@@ -29,6 +29,12 @@ os.environ.setdefault("no_grpc_proxy", "127.0.0.1,localhost")
 Program = Callable[[], None]
 """What is to exist, in the terms of a Pulumi SDK; outputs by `pulumi.export`."""
 
+SAID_OTHERWISE = (  # by an error of ours
+    "unhandled error occurred: infra.errors.",
+    "pending operations from previous deployment",
+)
+AT_ONCE = 32  # calls to the cloud; the engine's own default is four for each CPU of this computer
+
 COLOUR = re.compile(r"<\{%[^%]*%\}>")  # the engine's own marks in diagnostics
 VERBS = {
     "create": ("creating", "created"),
@@ -42,21 +48,28 @@ VERBS = {
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run would make."""
+    """A step that a run would take. `operation` is the engine's word: create, update, delete, replace, ..."""
 
+    operation: str
     type: str
     name: str
 
 
 def preview(stack: Stack, program: Program) -> list[Planned]:
     """What `up` would create. Calls the plugin for checks only. Raises EngineError."""
+    return [one for one in changes(stack, program) if one.operation == "create"]
+
+
+def changes(stack: Stack, program: Program) -> list[Planned]:
+    """What `up` would do to the cloud's things, but for those that stay as they are. Raises EngineError."""
     planned: list[Planned] = []
 
     def hear(event: EngineEvent) -> None:
         narrator.hear(event)
         step = event.resource_pre_event.metadata if event.resource_pre_event else None
-        if step and step.op == "create" and not step.type.startswith("pulumi:"):
-            planned.append(Planned(step.type, short(step.urn).split(" ", 1)[1]))
+        if step and step.op not in ("same", "read", "refresh") and not step.type.startswith("pulumi:"):
+            operation = str(getattr(step.op, "value", step.op))
+            planned.append(Planned(operation, step.type, short(step.urn).split(" ", 1)[1]))
 
     narrator = _Narrator(stack, lambda line: None)
     opened = make(stack, lambda line: None)
@@ -65,18 +78,24 @@ def preview(stack: Stack, program: Program) -> list[Planned]:
     return planned
 
 
-def up(stack: Stack, program: Program, say: Say) -> dict[str, object]:
+def up(stack: Stack, program: Program, say: Say, creating: set[str] | None = None) -> dict[str, object]:
     """Make what the program says; its outputs. An error is no proof that nothing was made: destroy, then ask the cloud.
+
+    `creating` is filled: the URNs of what was begun and isn't known to have been made.
 
     Raises EnginePending before anything is made where an engine died creating; other EngineErrors, MissingTool; and
     KeyboardInterrupt when the engine has ended after a signal.
     """
-    narrator = _Narrator(stack, say)
+    narrator = _Narrator(stack, say, creating)
     opened = make(stack, say)
+    stackstate.remember(stack)
     refuse_pending(stack)
     with explained(stack, narrator.errors):
         # Secrets are kept out of what the engine prints; the outputs come from the state by themselves.
-        result = opened.up(program=plainly(program), on_event=narrator.hear, suppress_outputs=True, show_secrets=False)
+        result = opened.up(
+            program=plainly(program), on_event=narrator.hear, suppress_outputs=True, show_secrets=False,
+            parallel=AT_ONCE,
+        )  # fmt: skip
     return {name: output.value for name, output in result.outputs.items()}
 
 
@@ -88,7 +107,9 @@ def destroy(stack: Stack, say: Say) -> None:
     narrator = _Narrator(stack, say)
     opened = select(stack, say)
     with explained(stack, narrator.errors):
-        opened.destroy(on_event=narrator.hear, continue_on_error=True, suppress_outputs=True, show_secrets=False)
+        opened.destroy(
+            on_event=narrator.hear, continue_on_error=True, suppress_outputs=True, show_secrets=False, parallel=AT_ONCE
+        )
     refuse_pending(stack)
 
 
@@ -106,15 +127,16 @@ def plainly(program: Program) -> Program:
 
 def refuse_pending(stack: Stack) -> None:
     """Raises EnginePending where an engine died while it created something."""
-    if urns := [found.urn for found in stackstate.pending(stack)]:
+    if urns := [found.urn for found in stackstate.pending(stack) if found.kind == "creating"]:
         raise EnginePending(urns)
 
 
 class _Narrator:
     """Tells the engine's events in lines, and keeps its errors. No failure to tell may disturb the engine."""
 
-    def __init__(self, stack: Stack, say: Say) -> None:
+    def __init__(self, stack: Stack, say: Say, creating: set[str] | None = None) -> None:
         self.errors: list[str] = []
+        self._creating = set() if creating is None else creating
         self._environment = stack.engine_environment
         self._simulated = stack.plugins is not None
         self._say = say
@@ -134,16 +156,21 @@ class _Narrator:
                 text = COLOUR.sub("", said.message).strip()
                 if said.severity == "error":
                     self.errors.append(text)
-                if not (self._simulated and "from $PATH at" in text):  # that is what a simulation is
+                is_simulation = self._simulated and "from $PATH at" in text
+                is_said = any(words in text for words in SAID_OTHERWISE)
+                if not is_simulation and not is_said:
                     words = re.sub(r"^infra\.errors\.\w+: ", "", text)
                     self._say(f"{said.severity}: {redacted(words, self._environment)}")
 
     def _begin(self, step: StepEventMetadata) -> None:
         if _verbs(step)[0]:
+            if "creat" in _verbs(step)[0]:
+                self._creating.add(step.urn)
             self._began[step.urn] = time.monotonic()
             self._say(f"{_verbs(step)[0]} {short(step.urn)}")
 
     def _end(self, step: StepEventMetadata) -> None:
+        self._creating.discard(step.urn)
         if step.urn in self._began:
             self._say(f"{_verbs(step)[1]} {short(step.urn)} in {self._took(step)}")
 

@@ -6,7 +6,12 @@ with KeyboardInterrupt, and it dies while it creates (pulumi#9103). Here, measur
 - the first signal to us becomes exactly one SIGINT to the engine, which ends the step at hand and records it;
 - a second would kill it with the machine unrecorded: it is never sent. KeyboardInterrupt comes when the engine
   has ended;
+- while it destroys it gets none, and goes on to the end: what is interrupted there goes on costing;
 - where we are killed the engine goes on, since it needs neither our terminal nor our pipes, and records what it made.
+
+An engine whose plugin hangs never ends by itself: it has 45 minutes, then it is interrupted, and a minute later it is
+ended with its plugins. Engine and plugins carry `ORCHESTRATE_STACK=name` in their environment, which finds those that
+a killed command has left.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -26,10 +32,16 @@ from typing import Any
 import semver
 from pulumi.automation import CommandResult, OnOutput, PulumiCommand, errors
 
+from infra import processes
 from infra.engine import Engine
 from infra.provider import Say
 
 LOOK_EVERY_S = 0.2
+WITHIN_S = 45 * 60.0  # one run: a plugin itself gives a machine at most 30 minutes
+WITHIN = "ORCHESTRATE_ENGINE_S"  # another time
+CANCEL_S = 60.0  # from the interrupt to the end of engine and plugins, or as long as a run has, if that is less
+ORPHAN_S = 60.0  # before an engine that a killed command has left is interrupted
+MARK = "ORCHESTRATE_STACK"
 OURS = {"PULUMI_HOME"}  # the one setting of the user's that is meant: where plugins are kept
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASS(WORD|PHRASE)|(ACCESS|PRIVATE|API)_?KEY|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET = 6  # shorter values would blacken ordinary words
@@ -69,6 +81,15 @@ def redacted(text: str, environment: Mapping[str, str]) -> str:
     return PRIVATE_KEY.sub("[private key]", text)
 
 
+class Overdue(errors.CommandError):
+    """The engine didn't end in its time, and was ended."""
+
+
+def within_s() -> float:
+    """How long one run of the engine has: $ORCHESTRATE_ENGINE_S, else 45 minutes."""
+    return float(os.environ.get(WITHIN) or WITHIN_S)
+
+
 class Command(PulumiCommand):
     """How the Automation API runs the engine, for one stack. Nothing secret may be in its arguments."""
 
@@ -90,31 +111,110 @@ class Command(PulumiCommand):
     ) -> CommandResult:
         """Run the engine to its end. The output comes then, not line by line: events tell meanwhile.
 
-        Raises a CommandError of the Automation API, and KeyboardInterrupt where a signal came meanwhile.
+        Raises a CommandError of the Automation API (Overdue among them), and KeyboardInterrupt where a signal came
+        meanwhile.
         """
         argv = [self.command, "--non-interactive", *(arg for arg in args if arg != "--non-interactive")]
+        destroys = args[:1] == ["destroy"]
         with _file(self.folder, "out") as out, _file(self.folder, "err") as err:
             with _Signals() as signals:
                 process = subprocess.Popen(
                     argv, cwd=cwd, env={**additional_env, **self.environment}, stdin=subprocess.DEVNULL,
                     stdout=out, stderr=err, start_new_session=True, umask=0o077,
                 )  # fmt: skip
-                signals.pass_one_to(process)
-                told = 0
+                if not destroys:
+                    signals.pass_one_to(process)
+                told, clock = 0, _Deadline(process, self.environment.get(MARK, ""), self.say)
                 while not _ended(process):
                     if signals.count > told:
                         told = signals.count
-                        self.say(_waiting(told, process.pid))
+                        self.say(STILL_DELETING if destroys else _waiting(told, process.pid))
+                    clock.look(interrupted=signals.count > 0 and not destroys)
             texts = [_read(out), _read(err)]
-        if signals.count:
+        if signals.count and not destroys:
             raise KeyboardInterrupt
         for text, callback in zip(texts, (on_output, on_error), strict=True):
             for line in text.splitlines() if callback else ():
                 callback(line)  # type: ignore[misc]  # mypy loses the test in the line above
         result = CommandResult(stdout=texts[0].rstrip(), stderr=texts[1].rstrip(), code=process.returncode)
         if process.returncode != 0:
+            if clock.met:
+                raise Overdue(result)
             raise errors.create_command_error(result)
         return result
+
+
+class _Deadline:
+    """What ends an engine that doesn't end: one interrupt, unless it had one, then the end of it and its plugins."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str, say: Say) -> None:
+        self._process, self._name, self._say = process, name, say
+        self._began = time.monotonic()
+        self._cancelled: float | None = None
+        self._ended = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it had to stop the engine."""
+        return self._cancelled is not None
+
+    def look(self, interrupted: bool) -> None:
+        """Do what is due by now."""
+        now = time.monotonic()
+        if self._cancelled is None:
+            if now < self._began + within_s():
+                return
+            self._cancelled = now
+            self._say(f"the engine has not ended within {within_s() / 60:.1f} minutes: stopping it")
+            if not interrupted:
+                self._process.send_signal(signal.SIGINT)
+        if now > self._cancelled + min(CANCEL_S, within_s()) and not self._ended:
+            self._ended = True
+            self._say("it doesn't stop: ending it and its plugins")
+            self._process.kill()
+            end_plugins(self._name)
+
+
+def end_plugins(name: str) -> None:
+    """End what is left of a stack's engine. A plugin without its engine can only make what nobody records."""
+    for process in processes.carrying(f"{MARK}={name}") if name else ():
+        processes.send(process, signal.SIGKILL)
+
+
+def end_orphans(name: str, say: Say) -> None:
+    """See that nothing works on a stack any more that a killed command has left, engine or plugin.
+
+    An engine is waited for, since it records what it has begun; only the caller knows that nobody else waits for it.
+    """
+    began, cancelled, told = time.monotonic(), False, False
+    while engines := [one for one in processes.carrying(f"{MARK}={name}") if _leads(one.pid)]:
+        waited = time.monotonic() - began
+        if not told:
+            told = True
+            say(f"waiting for the engine (pid {engines[0].pid}) that a command before this one has left")
+        if waited > within_s():
+            break
+        if waited > min(ORPHAN_S, within_s() / 2) and not cancelled:
+            cancelled = True
+            say("stopping that engine")
+            for engine in engines:
+                processes.send(engine, signal.SIGINT)
+        time.sleep(LOOK_EVERY_S)
+    end_by = time.monotonic() + processes.KILL_S  # one that hangs in the kernel has to be left
+    while processes.carrying(f"{MARK}={name}") and time.monotonic() < end_by:
+        end_plugins(name)
+        time.sleep(processes.LOOK_EVERY_S)
+
+
+def _leads(pid: int) -> bool:
+    """Whether a process is an engine: it leads its session, in which its plugins are."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+STILL_DELETING = "still deleting: what is left now would go on costing"
 
 
 def _waiting(signals: int, pid: int) -> str:

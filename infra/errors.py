@@ -8,6 +8,8 @@ InfraError
 ├── MayStillExist       something may still be there, and billing: names what, and what to do
 ├── NoCredentials       no key for the cloud: names every variable and file that was looked at
 ├── NoAnswer            the cloud can't be reached, or took too long
+├── WrongClock          this computer's clock isn't the cloud's
+├── InUse               another command, of this computer or another, works on it: nothing was touched
 └── Refused             the cloud said no, in a way that we don't know
     ├── NoStock             sold out: another zone, region or type may do
     ├── QuotaExceeded       the account's own limit
@@ -66,6 +68,14 @@ class NoCredentials(InfraError):
 
 class NoAnswer(InfraError):
     """The cloud can't be reached, or took longer than it was given. What was asked may have happened all the same."""
+
+
+class InUse(InfraError):
+    """Another command works on it; nothing was touched."""
+
+
+class WrongClock(InfraError):
+    """This computer's clock isn't the cloud's: what is signed is refused, and a machine would end at another time."""
 
 
 class Refused(InfraError):

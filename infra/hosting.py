@@ -170,6 +170,15 @@ def revive(files: Files, settings: Settings) -> Listening:
     return _wait_until_it_listens(files, settings, _launch(files, settings))
 
 
+def move_expiry(files: Files, expires_at: float) -> None:
+    """Give a machine that runs another end: aside, then renamed, so that its server never reads half of it."""
+    settings = {**json.loads(files.settings.read_text()), "expires_at": expires_at}
+    aside = files.settings.with_suffix(".new")
+    aside.unlink(missing_ok=True)
+    write_new(aside, json.dumps(settings))
+    aside.replace(files.settings)
+
+
 def find(files: Files, machine_id: str) -> Listening | None:
     """The server of a machine, if it runs and answers. Asks the processes and the port, not only the file."""
     try:

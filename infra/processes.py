@@ -58,6 +58,11 @@ def of_machine(machine_id: str, spare: Collection[int] = ()) -> list[Process]:
     return [process for pid, process in sorted(ours.items()) if pid not in spare and pid != os.getpid()]
 
 
+def carrying(entry: str) -> list[Process]:
+    """The living processes that have `NAME=value` in their environment; none of their descendants without it."""
+    return [process for process in _snapshot(entry) if process.marked and process.pid != os.getpid()]
+
+
 def end(
     machine_id: str, spare: Collection[int] = (), grace_s: float = GRACE_S, sleep: Sleep = time.sleep
 ) -> list[Process]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import ipaddress
 import pkgutil
 import re
@@ -17,13 +18,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from infra import clouds
 from infra.errors import BadRequest, MissingTool, Refused, UnknownProvider, classify
 
 Say = Callable[[str], None]
 """Told in a line what is being done or waited for."""
+
+
+def unheard(line: str) -> None:
+    """A `Say` of nobody."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Request:
     memory_gib: float = 0
     disk_gib: float = 0
     spot: bool = False
-    region: str = ""
+    regions: tuple[str, ...] = ()
+    zone: str = ""
     port: int = 0  # SSH; 0: the cloud's own choice
     max_price_per_hour: float | None = None
 
@@ -61,6 +67,7 @@ class Offer:
     gpu_memory_gib: float = 0  # of one GPU
     price_date: str = ""  # ISO 8601
     confirmed: bool = True  # False: nobody has seen the cloud itself offer this
+    in_stock: bool | None = None  # whether the cloud has one now; None: not known
 
     @property
     def price(self) -> str:
@@ -90,6 +97,7 @@ class MachineSpec:
     data_disk_gib: int = 0
     encrypt_disks: bool = True  # where the cloud's plugin can
     idle_s: float = 3600.0  # the machine powers itself off when nobody has used it this long; 0: never
+    state: str = ""  # where the engine's state is kept (s3://...); empty: in `folder`
     image: str = ""  # this and the next three: the cloud's id of one that is there already; empty: ours
     network: str = ""
     subnet: str = ""
@@ -163,6 +171,7 @@ class Machine:
     host: str
     port: int
     user: str
+    private_address: str = ""  # where the session's other machines reach it
 
 
 @dataclass(frozen=True)
@@ -175,28 +184,50 @@ class Mirrors:
     huggingface: str = ""  # HF_ENDPOINT
 
 
+class Offers(Protocol):
+    """What fits a request."""
+
+    def __call__(self, request: Request, say: Say = ..., /) -> list[Offer]:
+        """Best first, what is sold out last. `say` is told what isn't known as it could be. Raises BadRequest."""
+
+
+def not_extended(session: str, folder: Path, expires_at: float, say: Say) -> None:
+    """Raises BadRequest: the end of such a machine can't be moved."""
+    raise BadRequest("the end of such a machine can't be moved", "take it down, and make another")
+
+
 @dataclass(frozen=True)
 class Cloud:
     """One cloud.
 
-    `offers(request)` lists what fits, cheapest first; it may be empty. Raises BadRequest.
-    `create(spec, say)` makes the machine. Raises CreateFailed with nothing left, or MayStillExist.
+    `offers(request)` lists what fits, cheapest first, and last what is sold out; it may be empty. Raises BadRequest.
+    `create(spec, say)` makes the machines, `spec.nodes` of them. Raises CreateFailed, with nothing left; MayStillExist.
     `destroy(session, folder, say)` ends whatever there is of a session. A second time is a success too; MayStillExist.
-    `survivors(session, folder)` asks the cloud, not our records, what there still is, each in words.
+    `survivors(session, folder)` asks the cloud, not our records, what there still is, each in words with its id.
+    `extend(session, folder, expires_at, say)` raises InfraError with the end where it was.
+    `sweep(tag, regions, say)` raises MayStillExist.
     """
 
     name: str
     title: str
     regions: tuple[str, ...]
-    offers: Callable[[Request], list[Offer]]
-    create: Callable[[MachineSpec, Say], Machine]
+    offers: Offers
+    create: Callable[[MachineSpec, Say], tuple[Machine, ...]]
     destroy: Callable[[str, Path, Say], None]
     survivors: Callable[[str, Path], list[str]]
     mirrors: Mirrors = Mirrors()
     keeps_disk: bool = False  # a machine that ended by itself can be created again, with what was on it
     check: Callable[[Offer], None] = lambda offer: None  # before anything is made: no or a wrong key, no answer
+    believe: Callable[[Path], None] = lambda folder: None  # the user's word that what he was told of is gone
+    check_folder: Callable[[str, Path, Say], None] = lambda session, folder, say: None  # before it is gone on with
     caveats: Callable[[MachineSpec], list[str]] = lambda spec: []  # what the user has to know before saying yes
     preview: Callable[[MachineSpec, Say], list[str]] | None = None  # what would be made, each in words; nothing is
+    spot_notice: SpotNotice | None = None
+    extend: Callable[[str, Path, float, Say], None] = not_extended  # moves the end of a session's machines (Unix s)
+    guard: Callable[[float], list[str]] | None = None  # the command that, run on a machine, moves the end of its guard
+    found: Callable[[str], list[Survivor]] | None = None  # in a region, of any session: by the tag; None: no such list
+    sweep: Callable[[str, list[str], Say], None] | None = None  # ends what a tag's value names, in these regions
+    blind: tuple[str, ...] = ()  # kinds of things that `found` can't see, in words
 
 
 @dataclass(frozen=True)
@@ -237,6 +268,7 @@ class Quote:
     spot: bool
     source: str
     date: str
+    region: str = ""  # empty: any that has such a zone
 
 
 @dataclass(frozen=True)
@@ -248,6 +280,19 @@ class Survivor:
     region: str
     words: str
     console_url: str
+    session: str = ""  # as its tag says, or its name; empty: not known
+
+
+def session_of(said: Any) -> str:
+    """The session that a thing is tagged with, by what a cloud said of it, in whichever way that writes tags."""
+    if isinstance(said, list):
+        return next(filter(None, map(session_of, said)), "")
+    if not isinstance(said, dict):
+        return ""
+    for key, value in (("Key", "Value"), ("TagKey", "TagValue"), ("key", "value")):
+        if said.get(key) == TAG_SESSION:
+            return str(said.get(value, ""))
+    return session_of(list(said.values()))
 
 
 @dataclass(frozen=True)
@@ -274,12 +319,16 @@ class Rented:
     credentials: Callable[[Mapping[str, str], Path], Credentials]
     caveats: Callable[[MachineSpec], list[str]]
     errors: Mapping[str, type[Refused]]
+    host: str  # of its API, "ecs.{region}.example.com"
     quotes: Callable[[Access, list[str], bool], list[Quote]]
     left: Callable[[Access, str | None], list[Survivor]]
     delete: Callable[[Access, Survivor], None]
-    blind: tuple[str, ...]  # kinds of things that `left` can't see
+    blind: tuple[str, ...]  # kinds of things that `left` can't see, in words
     mirrors: Mirrors
     spot_notice: SpotNotice
+    timers: tuple[str, ...] = ()  # the engine's types of what does nothing but end a machine
+    spot_is_capped: bool = False  # it makes a spot machine only under a price cap
+    unlisted: tuple[str, ...] = ()  # the engine's types of what `left` can't see, and isn't part of what it can
 
     def classify(self, text: str) -> Refused:
         """What a message of this cloud, or of its plugin, means."""
@@ -305,6 +354,12 @@ def sdk(extra: str, *modules: str) -> list[Any]:
 def names() -> list[str]:
     """Every cloud there is a file for, in alphabetical order."""
     return sorted(module.name for module in pkgutil.iter_modules(clouds.__path__))
+
+
+def rentable() -> list[str]:
+    """The clouds that rent machines, and whose package for the engine is installed."""
+    rented = [getattr(importlib.import_module(f"infra.clouds.{name}"), "RENTED", None) for name in names()]
+    return [one.name for one in rented if one is not None and importlib.util.find_spec(one.package[0])]
 
 
 def load(name: str, simulated: bool = False) -> Cloud:

@@ -28,13 +28,14 @@ from infra.sshsession import CHUNK, Household, Session
 
 
 class Forward:
-    """A connection to one of the machine's ports, joined to a channel."""
+    """A connection joined to a channel: on the machine to one of its ports, at home to whoever uses the port there."""
 
     def __init__(self, channel: paramiko.Channel, port: socket.socket) -> None:
         self.channel = channel
         self.port = port
         self.lock = threading.Lock()
         self.directions = 2
+        self.over = threading.Event()  # both directions have ended
         for pump in (self._pump_in, self._pump_out):
             threading.Thread(target=pump, daemon=True).start()
 
@@ -47,6 +48,7 @@ class Forward:
         with contextlib.suppress(OSError):
             while data := self.channel.recv(CHUNK):
                 self.port.sendall(data)
+        with contextlib.suppress(OSError):
             self.port.shutdown(socket.SHUT_WR)
         self._ended()
 
@@ -54,6 +56,7 @@ class Forward:
         with contextlib.suppress(OSError):
             while data := self.port.recv(CHUNK):
                 self.channel.sendall(data)
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # a reader that vanished is told too
             self.channel.shutdown_write()
         self._ended()
 
@@ -64,6 +67,7 @@ class Forward:
                 return
         self.channel.close()
         self.port.close()
+        self.over.set()
 
 
 class Login(paramiko.ServerInterface):

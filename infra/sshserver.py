@@ -2,7 +2,8 @@
 
 It listens on 127.0.0.1 and ends with everything that it started: when it is told to (SIGTERM), when the machine
 expires, or when its folder is gone. Connections are answered by this program itself, or each by a real sshd in its
-inetd mode (`sshd -i`), so that both kinds are found, bounded and ended the same way.
+inetd mode (`sshd -i`), so that both kinds are found, bounded and ended the same way. Either way the host key is
+read for each connection, so that another in its place is shown from then on.
 """
 
 from __future__ import annotations
@@ -118,9 +119,17 @@ def announce(files: Files, listener: socket.socket) -> None:
 
 def over(files: Files, settings: Settings) -> str:
     """Why the machine has to end now; empty if it doesn't."""
-    if time.time() >= settings.expires_at:
+    if time.time() >= expiry(files, settings):
         return "expired"
     return "" if files.listening.exists() else "its folder is gone"
+
+
+def expiry(files: Files, settings: Settings) -> float:
+    """When the machine ends: as its file says now, since that may be moved; unreadable, as it said at the start."""
+    try:
+        return float(json.loads(files.settings.read_text())["expires_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return settings.expires_at
 
 
 def serve(listener: socket.socket, wake: int, answer: Answer, house: Household, over: Callable[[], str]) -> str:
@@ -150,9 +159,15 @@ def serve(listener: socket.socket, wake: int, answer: Answer, house: Household, 
 
 def own_server(files: Files, house: Household) -> Answer:
     """Connections are answered by threads of this process."""
-    host_key = paramiko.PKey.from_path(files.host_key)
+    paramiko.PKey.from_path(files.host_key)  # it ends here where it has none
 
     def answer(accepted: socket.socket) -> None:
+        try:
+            host_key = paramiko.PKey.from_path(files.host_key)
+        except (OSError, ValueError, paramiko.SSHException) as error:
+            log.error("no connection without a host key: %s", error)
+            accepted.close()
+            return
         connection = Connection(accepted, house, host_key)
         connection.open_for_business()
         # One that never logs in doesn't keep its thread.

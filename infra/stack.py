@@ -10,9 +10,10 @@
 InfraError
 └── EngineError
     ├── EngineFailed     the engine ended with an error: `raw` is for the cloud's table of error codes
-    ├── EngineLocked     another process works on this stack, or one that died did: `unlock`
+    ├── EngineOverdue    the engine didn't end in its time, and was ended
+    ├── EngineLocked     another process works on this stack, or one that died did: `unlock` (also an InUse)
     ├── EnginePending    an engine died while it created: what it made has to be found first
-    ├── WrongPassphrase  the state can't be decrypted
+    ├── WrongPassphrase  the state can't be decrypted (also a BadRequest)
     ├── StateDamaged     the state's file is cut off or empty
     └── NoState          there is no such stack: nothing was ever made, or the state is lost
 """
@@ -31,7 +32,7 @@ import yaml
 
 from infra import enginecommand
 from infra.engine import Engine
-from infra.errors import InfraError, MissingTool
+from infra.errors import BadRequest, InfraError, InUse, MissingTool
 from infra.provider import Say
 
 try:
@@ -56,7 +57,11 @@ class EngineFailed(EngineError):
         self.raw = raw
 
 
-class EngineLocked(EngineError):
+class EngineOverdue(EngineError):
+    """The engine was ended: what it had begun may exist."""
+
+
+class EngineLocked(EngineError, InUse):
     """A process holds the stack's lock."""
 
     def __init__(self, pid: int, host: str, since: str) -> None:
@@ -78,7 +83,7 @@ class EnginePending(EngineError):
         self.urns = urns
 
 
-class WrongPassphrase(EngineError):
+class WrongPassphrase(EngineError, BadRequest):
     """The state's secrets can't be decrypted with this passphrase."""
 
 
@@ -135,6 +140,7 @@ class Stack:
         """What the engine runs with."""
         more = {
             **self.environment,
+            enginecommand.MARK: self.name,
             "PULUMI_CONFIG_PASSPHRASE": self.passphrase,
             "PULUMI_BACKEND_URL": self.backend or f"file://{self.state_folder.parent.absolute()}",
         }
@@ -171,6 +177,28 @@ def run(stack: Stack, arguments: list[str]) -> CommandResult:
     command = _prepare(stack, lambda line: None)
     with explained(stack):
         return command.run([*arguments, "--stack", stack.name], str(stack.folder), {})
+
+
+def check_place(stack: Stack) -> None:
+    """Raises BadRequest where the state is to be kept elsewhere and that can't be reached. Asks no cloud."""
+    if not stack.backend:
+        return
+    try:
+        with explained(stack):
+            _prepare(stack, lambda line: None).run(["whoami"], str(stack.folder), {})
+    except (EngineFailed, EngineOverdue) as error:
+        said = str(error).rpartition("error: ")[2]
+        raise BadRequest(
+            f"the state can't be kept in {stack.backend}: {said}",
+            "mend `state`, or the key in the environment (AWS_ACCESS_KEY_ID, ... for s3://), or leave `state` out",
+        ) from error
+
+
+def forget(stack: Stack) -> None:
+    """Remove the state from where others keep theirs too. Only of what has ended. Raises EngineError."""
+    if stack.backend:
+        with contextlib.suppress(NoState):
+            run(stack, ["stack", "rm", "--yes", "--force"])
 
 
 def _open(stack: Stack, say: Say, how: Callable[[str, LocalWorkspace], EngineStack]) -> EngineStack:
@@ -241,18 +269,24 @@ def check_file(stack: Stack) -> None:
 
 
 LOCKED_BY = re.compile(r"created by [^@\n]*@(\S+) \(pid (\d+)\) at (\S+)")
-ERROR_LINE = re.compile(r"^\s*error: (.+)$", re.MULTILINE)
+EXIT_CODE = re.compile(r"^ ?code: (-?\d+)$", re.MULTILINE)
+ERROR_LINE = re.compile(r"^\s*(?:stderr: )?error: (.+)$", re.MULTILINE)
 
 
 @contextlib.contextmanager
 def explained(stack: Stack, said: list[str] | None = None) -> Iterator[None]:
     """The one edge where the engine's errors become ours. `said` is what its diagnostics told, if anything.
 
-    Raises EngineLocked, WrongPassphrase, NoState, MissingTool or EngineFailed.
+    Raises EngineLocked, EngineOverdue, WrongPassphrase, NoState, MissingTool or EngineFailed.
     """
     try:
         yield
     except errors.CommandError as problem:
+        if isinstance(problem, enginecommand.Overdue):
+            raise EngineOverdue(
+                f"the engine did not end within {enginecommand.within_s() / 60:.1f} minutes, and was stopped",
+                f"a slow cloud: try again, or give it more time in {enginecommand.WITHIN} (seconds)",
+            ) from None
         raw = "\n".join([*(said or []), str(problem)])
         text = enginecommand.redacted(raw, stack.engine_environment)
         if locked := LOCKED_BY.search(raw):
@@ -266,6 +300,12 @@ def explained(stack: Stack, said: list[str] | None = None) -> Iterator[None]:
             raise NoState(f"there is no stack {stack.name} in {stack.folder}") from None
         if missing := re.search(r"no resource plugin '([^']+)'.*", text):
             raise MissingTool(f"the engine has no plugin {missing[1]} here", "`plugins.ensure` gets it") from None
-        lines = said or ERROR_LINE.findall(text) or text.strip().splitlines()[-1:]
+        lines = said or ERROR_LINE.findall(text) or [f"the engine ended without a word ({_code(text)})"]
         message = "; ".join(dict.fromkeys(line.strip() for line in lines))
         raise EngineFailed(enginecommand.redacted(message, stack.engine_environment), raw) from None
+
+
+def _code(text: str) -> str:
+    """How the engine ended, by the text of the Automation API's error."""
+    found = EXIT_CODE.search(text)
+    return f"killed by signal {found[1][1:]}" if found and found[1][0] == "-" else f"exit {found[1] if found else '?'}"

@@ -8,6 +8,7 @@ both are mended here.
 from __future__ import annotations
 
 import calendar
+import contextlib
 import json
 import os
 import socket
@@ -64,6 +65,12 @@ def resources(stack: Stack) -> list[Resource]:
     return [Resource(it["urn"], it["type"], _name(it["urn"]), it.get("id", "")) for it in found]
 
 
+def named(stack: Stack) -> list[tuple[str, str]]:
+    """All that the state names, half-made things too: in words, and by type."""
+    made = [(f"{one.type} {one.name}: {one.id}", one.type) for one in resources(stack)]
+    return [*made, *((f"{one.type} {one.name}, whose id isn't known", one.type) for one in pending(stack))]
+
+
 def adopt(stack: Stack, urn: str, id: str, outputs: Mapping[str, Any] | None = None) -> None:
     """Record that a pending creation did make something: from now on it is a resource like others.
 
@@ -88,8 +95,36 @@ def forget(stack: Stack, urn: str) -> None:
     _import(stack, state)
 
 
+def remember(stack: Stack) -> None:
+    """Note beside the state that there is one, so that its loss is seen."""
+    if not stack.backend and not _memory(stack).exists():
+        write(_memory(stack), "")
+
+
+def lost(stack: Stack) -> bool:
+    """Whether there was a state, and its file is gone."""
+    return not stack.backend and _memory(stack).exists() and not stack.state_file.exists()
+
+
+def backup(stack: Stack) -> Path | None:
+    """The engine's own copy of the version before, if there is one."""
+    file = stack.state_file.with_name(stack.state_file.name + ".bak")
+    return file if file.exists() else None
+
+
+def check_passphrase(stack: Stack) -> None:
+    """Raises WrongPassphrase, and others of `stack.explained`; not where there is no state. Asks no cloud."""
+    if stack.backend or stack.state_file.exists():
+        with contextlib.suppress(NoState):
+            # Of all commands that change nothing it alone proves the passphrase of a state without secrets, too.
+            run(stack, ["destroy", "--preview-only"])
+
+
 def unlock(stack: Stack) -> list[int]:
     """Remove locks whose process is dead; their pids. Raises EngineLocked where it lives or may live elsewhere.
+
+    With them goes what such an engine left half-written beside the state: the attributes of a file, without which the
+    engine does as well, but of which half is "failed to load checkpoint: EOF" (seen with 3.250.0).
 
     Only for state in the stack's own folder: another backend's locks aren't files.
     """
@@ -106,7 +141,18 @@ def unlock(stack: Stack) -> list[int]:
             raise EngineLocked(pid, host, since)
         file.unlink(missing_ok=True)
         cleared.append(pid)
+    for file in stack.state_folder.rglob("*.attrs"):
+        try:
+            json.loads(file.read_bytes())
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            file.unlink(missing_ok=True)
     return cleared
+
+
+def _memory(stack: Stack) -> Path:
+    return stack.folder / "made"
 
 
 def _lives(pid: int, since: str) -> bool:

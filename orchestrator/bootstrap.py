@@ -221,12 +221,13 @@ def install_steps(facts: Facts, key: str, wanted: list[str], mirrors: Mirrors, w
         host.stream([uv, "venv", "--quiet", "--clear", "--python", base, folder], say)
 
     def install(host: Host, wire: Wire, say: Say) -> None:
+        # pip too: a setup script's `pip install` would find the system's otherwise, and install for another Python
         attempts = sources(mirrors, facts.gpus)
         for number, (words, flags) in enumerate(attempts, 1):
             say(f"from {words}")
             try:
                 host.stream(
-                    [uv, "pip", "install", "--no-progress", "--python", python, *flags, *wanted], say, env=UV_ENV
+                    [uv, "pip", "install", "--no-progress", "--python", python, *flags, *wanted, "pip"], say, env=UV_ENV
                 )
                 return
             except CommandFailed as error:

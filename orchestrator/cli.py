@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -20,23 +20,40 @@ import typer
 
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.flags import (
+    Budget,
     CommandLine,
+    DataOption,
+    DataRootOption,
+    DeployTo,
     Detach,
     Discard,
+    DryRun,
     Every,
+    Everything,
     FileOption,
     Follow,
     FromStart,
+    Install,
     JobOption,
     Json,
+    LocalPort,
     Named,
     NameOption,
     NewFile,
     NewName,
     NewNameOption,
     PassExitCode,
+    Recover,
+    RemotePort,
+    RunFolder,
+    ServedPort,
     ShellLine,
     Simulate,
+    SshConfig,
+    SweptClouds,
+    SweptRegions,
+    SweptSessions,
+    Ttl,
     Yes,
     with_machine,
 )
@@ -113,6 +130,7 @@ def run(
     name: NameOption = None,
     file: FileOption = None,
     detach: Detach = False,
+    recover: Recover = False,
     pass_exit_code: PassExitCode = False,
     as_json: Json = False,
 ) -> None:
@@ -124,7 +142,8 @@ def run(
         records = store()
         usual = session_name(name, config)
         session = records.pick(name or config.name or (usual if records.find(usual) else None))
-        job = lifecycle.run(records, session, config, command, watcher, detach)
+        run = recovering() if recover or config.recover else lifecycle.run
+        job = run(records, session, config, command, watcher, detach)
         watcher.close()
         again = f"orchestrate logs {session.name} -f -j {job.number}"
         done(as_json, job_json(job), f"job {job.number} {job.state}", *([again] if detach else []))
@@ -164,11 +183,58 @@ def down(
         )
 
 
+@app.command()
+def extend(
+    ttl: Ttl,
+    name: Named = None,
+    budget: Budget = None,
+    as_json: Json = False,
+) -> None:
+    """Give a session's machines more time: in the cloud, on the machines and in the record."""
+    with told(False, as_json) as watcher:
+        from orchestrator import extension
+
+        ttl_s, most = extension.parse_ttl(ttl), extension.parse_budget(budget)
+        session = extension.extend(store(), name, ttl_s, most, watcher)
+        shown = {**session_json(session), "at_most": extension.at_most(session)}
+        done(as_json, shown, extension.summary(session))
+
+
+@app.command()
+def sweep(
+    sessions: SweptSessions = None,
+    provider: SweptClouds = None,
+    region: SweptRegions = None,
+    everything: Everything = False,
+    dry_run: DryRun = False,
+    simulate: Simulate = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Find what is still in the clouds with our tag, whatever the record says, and remove it."""
+    with told(yes, as_json) as watcher:
+        from orchestrator import leftovers
+        from orchestrator.report import leftovers_table
+
+        seen = leftovers.look(store(), leftovers.clouds(provider), leftovers.words(region), simulate, watcher.say)
+        found = leftovers.chosen(seen, sessions or [], everything)
+        if not as_json:
+            leftovers_table(seen, found)
+        if found and not dry_run:
+            asks = sys.stdin.isatty() and not yes
+            if not yes and not (asks and watcher.confirms(f"remove {len(found)} of {len(seen.left)} things?")):
+                raise UsageError("nothing was removed", "say yes, or --yes; --dry-run only shows")
+            leftovers.remove(found, simulate, watcher.say)
+        leftovers.check_heard(seen)
+        done(as_json, leftovers.as_json(seen, found), leftovers.summary(seen, found, dry_run))
+
+
 @app.command(context_settings=AS_TYPED)
 @with_machine
 def launch(
     command: CommandLine = None,
     name: NewNameOption = None,
+    recover: Recover = False,
     pass_exit_code: PassExitCode = False,
     simulate: Simulate = False,
     yes: Yes = False,
@@ -180,7 +246,8 @@ def launch(
     with told(yes, as_json) as watcher:
         from orchestrator import lifecycle
 
-        job, session = lifecycle.launch(store(), session_name(name, config), config, command, watcher, simulate)
+        run = recovering() if recover or config.recover else lifecycle.run
+        job, session = lifecycle.launch(store(), session_name(name, config), config, command, watcher, simulate, run)
         watcher.close()
         done(
             as_json,
@@ -193,18 +260,21 @@ def launch(
 @app.command()
 @with_machine
 def offers(
+    simulate: Simulate = False,
     as_json: Json = False,
     **machine: Any,
 ) -> None:
-    """What can be rented, cheapest first: of the named provider, or of all."""
+    """What can be rented, cheapest first: of the named provider, or of all. Asks each cloud that there is a key for."""
     everywhere = machine["provider"] is None
     config = read(machine.pop("file"), as_json, machine)
-    with told(False, as_json):
+    with told(False, as_json) as watcher:
         from orchestrator import market
         from orchestrator.report import offers_table
 
-        found, problems = market.offers(config, everywhere)
+        found, problems = market.offers(config, everywhere, simulate)
         if as_json:
+            for problem in problems:
+                watcher.say(problem)
             done(True, [offer.__dict__ for offer in found])
         else:
             offers_table(found, problems)
@@ -264,19 +334,27 @@ def status(
             watcher.say(f"no session is open. `orchestrate up` makes one{some}")
             return
         from orchestrator import visit
-        from orchestrator.report import sessions_table
+        from orchestrator.extension import moment
+        from orchestrator.report import clean, sessions_table
 
         seen = [visit.look(records, session) for session in sessions]
         if as_json:
             done(
                 True,
                 [
-                    {**session_json(s.session), "answers": s.answers, "jobs": [job_json(job) for job in s.jobs]}
+                    {
+                        **session_json(s.session),
+                        "answers": s.answers,
+                        "jobs": [job_json(job) for job in s.jobs],
+                        "events": records.events(s.session),
+                    }
                     for s in seen
                 ],
             )
         else:
             sessions_table(seen)
+            for event in records.events(sessions[0]) if name else []:
+                print(f"{moment(event['at'])}  {clean(event['what'])}")
 
 
 @app.command()
@@ -336,15 +414,76 @@ def stop(name: Named = None, job: JobOption = None, as_json: Json = False) -> No
 def ssh(
     command: ShellLine = None,
     name: NameOption = None,
+    config: SshConfig = False,
+    install: Install = False,
 ) -> None:
     """A shell, or a command, on the machine. Exits as the command does."""
     with told(False, False):
         from orchestrator import session as sessions
 
+        if config or install:
+            from orchestrator import sshconfig
+
+            if not install:
+                return print(sshconfig.shown(store()))
+            return done(False, None, sshconfig.installed(store()))
         session = store().pick(name)
         with sessions.connect(session) as host:
             code = host.shell(command or [], sys.stdin, sys.stdout)
         raise typer.Exit(code if code >= 0 else 255)
+
+
+# ---- putting to use ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def deploy(
+    to: DeployTo,
+    name: Named = None,
+    job: JobOption = None,
+    run: RunFolder = None,
+    port: ServedPort = 8000,
+    data: DataOption = None,
+    data_root: DataRootOption = None,
+) -> None:
+    """Put a trained run to use: served here, as a bundle for small devices, or served on the session's machine."""
+    with told(False, False) as watcher:
+        from orchestrator import deploy as deploying
+
+        if to not in deploying.PLACES:
+            raise UsageError(f"--to {to}: there is no such place", f"there are: {', '.join(deploying.PLACES)}")
+        if run is not None and not deploying.is_run(run):
+            raise UsageError(f"{run} holds no run of the trainer's", "give the folder with config.json and the weights")
+        records = store()
+        folder = run or deploying.trained(records, name, job)
+        watcher.say(f"the run in {folder}")
+        if to == "cloud":
+            deploying.serve_there(records, records.pick(name), folder, port, watcher)
+        elif to == "local":
+            deploying.serve_here(folder, port)
+        else:
+            done(False, None, f"bundle: {deploying.make_bundle(folder, data, data_root)}")
+
+
+@app.command()
+def port(remote: RemotePort, name: Named = None, local: LocalPort = None) -> None:
+    """A port of the machine, a notebook's or a server's, on this computer. Until Ctrl-C."""
+    with told(False, False) as watcher:
+        from orchestrator import deploy
+
+        records = store()
+        deploy.bring_port(records, records.pick(name), remote, local, watcher)
+
+
+@app.command()
+def tensorboard(name: Named = None, port: ServedPort = 6006) -> None:
+    """TensorBoard on this computer, over all jobs of a session; a running job's events come home meanwhile."""
+    with told(False, False) as watcher:
+        from orchestrator import deploy
+
+        records = store()
+        session, _ = records.find_job(name, None)
+        deploy.tensorboard(records, session, port, watcher)
 
 
 # ---- the rest ------------------------------------------------------------------------------------------------------
@@ -413,6 +552,13 @@ def read(file: Path | None, as_json: bool, flags: dict[str, Any]) -> Config:
         if flags["gpus"]:
             raise UsageError("--gpu and --gpus say the same thing", "--gpu is any one; --gpus A10:2 names them")
         return config.override(found, {**given, "resources.gpus": 1}, labels={"resources.gpus": "--gpu"})
+
+
+def recovering() -> Callable[..., Job]:
+    """`run` for jobs that outlive their machines."""
+    from orchestrator import recovery
+
+    return recovery.run
 
 
 def session_name(name: str | None, config: Config) -> str:
@@ -491,9 +637,10 @@ def ended(job: Job, detached: bool, pass_exit_code: bool) -> None:
 
 
 def session_json(session: Session) -> dict[str, Any]:
-    """A session as --json prints it; times are Unix seconds."""
-    machine = session.machine.__dict__ if session.machine else None
-    return {**{k: v for k, v in session.__dict__.items() if k not in ("id", "folder")}, "machine": machine}
+    """A session as --json prints it; times are Unix seconds. `machine` is the first of `machines`."""
+    machines = [machine.__dict__ for machine in session.machines]
+    plain = {k: v for k, v in session.__dict__.items() if k not in ("id", "folder", "history", "resources")}
+    return {**plain, "machine": machines[0] if machines else None, "machines": machines}
 
 
 def job_json(job: Job) -> dict[str, Any]:

@@ -11,7 +11,7 @@ none of YAML's guesses about types applies, and a flag is read by the same rules
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from orchestrator.peers import NOT_OURS, THEIR_WORDS
 
 FILES = ("orchestrate.yaml", "orchestrate.yml")
 MOST_PROBLEMS = 20
+STATE = "ORCHESTRATE_STATE"  # comes before the file's `state`
 
 # ------------------------------------------------------------ where it is from
 
@@ -94,6 +95,22 @@ Grace = Annotated[int, PlainValidator(partial(q.parse_duration, low=0, high=q.DA
 Size = Annotated[float, PlainValidator(q.parse_size), _any_of(_AMOUNT, {"type": "string", "pattern": q.SIZE})]
 Count = Annotated[int, PlainValidator(q.parse_count), _any_of(_COUNT, {"type": "string", "pattern": q.COUNT})]
 Port = Annotated[int, PlainValidator(q.parse_port), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535})]
+Nodes = Annotated[
+    int, PlainValidator(q.parse_nodes), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": q.MOST_NODES})
+]
+Idle = Annotated[
+    int,
+    PlainValidator(q.parse_idle),
+    PlainSerializer(q.format_idle, return_type=str, when_used="json"),
+    _any_of(_COUNT, {"type": "string", "pattern": q.DURATION}, {"enum": ["never"]}),
+]
+_ONE_OR_MORE = _any_of(_STRING, {"type": "array", "items": _STRING, "minItems": 1})
+_AS_WORDS = PlainSerializer(q.format_words, when_used="json")
+Providers = Annotated[tuple[str, ...], PlainValidator(q.parse_providers), _AS_WORDS, _ONE_OR_MORE]
+Words = Annotated[tuple[str, ...], PlainValidator(q.parse_words), _AS_WORDS, _ONE_OR_MORE]
+Cidrs = Annotated[tuple[str, ...], PlainValidator(q.parse_cidrs), _AS_WORDS, _ONE_OR_MORE]
+Id = Annotated[str, PlainValidator(q.parse_id), WithJsonSchema({"type": "string", "pattern": q.ID})]
+Place = Annotated[str, PlainValidator(q.parse_place), WithJsonSchema({"type": "string", "pattern": q.PLACE})]
 Price = Annotated[float, PlainValidator(q.parse_price), WithJsonSchema(_AMOUNT)]
 Switch = Annotated[
     bool, PlainValidator(q.parse_switch), _any_of({"type": "boolean"}, {"enum": ["yes", "no", "on", "off"]})
@@ -140,12 +157,21 @@ class Fields(BaseModel):
 class Resources(Fields):
     """The machine to ask for. What is left out, or 0, may be whatever there is."""
 
-    provider: Line = Field(
-        default="local",
-        description="Whose machine: local is this computer, the others rent one.",
-        examples=["local", "aliyun"],
+    provider: Providers = Field(
+        default=(q.LOCAL,),
+        description="Whose machine: local is this computer, the others rent one; of several the best offer is taken, "
+        "and the next where it can't be had. any: all that rent and whose package is installed.",
+        examples=["local", "aliyun", ["aliyun", "tencent"], "any"],
     )
-    region: Line | None = Field(default=None, description="The cloud's name of a region.", examples=["cn-hangzhou"])
+    region: Words | None = Field(
+        default=None,
+        description="The cloud's name of a region, or several; left out, any that it has.",
+        examples=["cn-hangzhou", ["cn-hangzhou", "cn-shanghai"]],
+    )
+    zone: Line | None = Field(
+        default=None, description="The cloud's name of a zone; left out, any.", examples=["cn-hangzhou-j"]
+    )
+    nodes: Nodes = Field(default=1, description="How many such machines, in one network.", examples=[1, 2])
     gpus: Gpus = Field(
         default=q.Gpus(),
         description="A count, a model, or both; none or 0 asks for none.",
@@ -160,12 +186,64 @@ class Resources(Fields):
     max_price: Price | None = Field(
         default=None, description="The most to pay per hour, in the currency of the offers.", examples=[20]
     )
+    budget: Price | None = Field(
+        default=None,
+        description="The most that the whole session may cost until its expiry, in the currency of the offers; what "
+        "may cost more, or has no known price, isn't rented.",
+        examples=[100],
+    )
     expiry: Expiry = Field(
         default=8 * q.HOUR,
         description="The cloud itself ends the machine after this time, from 1m to 30d; a bare number is seconds.",
         examples=["8h", "90m", "1h30m", 3600],
     )
+    idle: Idle = Field(
+        default=q.HOUR,
+        description="A rented machine that nobody has used for this long powers itself off; never, or 0: it doesn't.",
+        examples=["1h", "never"],
+    )
     port: Port | None = Field(default=None, description="SSH port; left out, the provider chooses.", examples=[2222])
+    allow: Cidrs | None = Field(
+        default=None,
+        description="The addresses that may reach SSH on a rented machine; left out, this computer's own.",
+        examples=["203.0.113.7", ["203.0.113.0/24"]],
+    )
+    data_disk: Size = Field(
+        default=0, description="A second disk of so many GiB, which goes with the machine.", examples=[500, "1TB"]
+    )
+    image: Id | None = Field(
+        default=None, description="The cloud's id of an image; left out, its Ubuntu 22.04.", examples=["m-bp1abc"]
+    )
+    network: Id | None = Field(
+        default=None, description="The cloud's id of a network of yours; left out, one is made.", examples=["vpc-1abc"]
+    )
+    subnet: Id | None = Field(
+        default=None, description="The cloud's id of a subnet of that network.", examples=["vsw-1abc"]
+    )
+    security_group: Id | None = Field(
+        default=None, description="The cloud's id of a group of yours; left out, one is made.", examples=["sg-1abc"]
+    )
+
+    @model_validator(mode="after")
+    def _of_one_cloud(self) -> Resources:
+        """What is named by a cloud's id is in that cloud, and a subnet is in its network."""
+        if bool(self.network) != bool(self.subnet):
+            given = "network" if self.network else "subnet"
+            raise q.BadItem(given, "a network of your own needs a subnet of your own, and the other way round")
+        for name in ("image", "network", "security_group", "zone"):
+            if getattr(self, name) and (len(self.provider) > 1 or self.provider[0] in (q.LOCAL, q.ANY)):
+                raise q.BadItem(name, "is one cloud's own; name that cloud as the provider, and no other")
+        return self
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers as they are written: ("any",) is every cloud. `provider_names` says which those are."""
+        return self.provider
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions allowed; empty: any."""
+        return self.region or ()
 
     def request(self) -> clouds.Request:
         """The same in the words of `infra`."""
@@ -176,7 +254,8 @@ class Resources(Fields):
             memory_gib=self.memory,
             disk_gib=self.disk,
             spot=self.spot,
-            region=self.region or "",
+            regions=self.regions,
+            zone=self.zone or "",
             port=self.port or 0,
             max_price_per_hour=self.max_price,
         )
@@ -235,6 +314,27 @@ class Config(Fields):
     stop_grace: Grace = Field(
         default=30, description="The time a job gets to end before it's killed, from 0s to 1d.", examples=["30s", "2m"]
     )
+    timeout: Expiry | None = Field(
+        default=None, description="A job that runs longer is ended, with its grace.", examples=["12h", "3d"]
+    )
+    recover: Switch = Field(
+        default=False,
+        description="A job that is lost with its machine, or preempted, goes on from what came home of it, on the next "
+        "machine that can be had.",
+        examples=[False, True],
+    )
+    log_limit: Size = Field(
+        default=1,
+        description="GiB of a job's log that its machine keeps: the beginning and the newest; 0 keeps all.",
+        examples=[1, "200MB"],
+    )
+
+    state: Place | None = Field(
+        default=None,
+        description="Where the engine's state is kept, as Pulumi names such places: file://, s3://, gs://, azblob:// "
+        "or https://; left out, on this computer. ORCHESTRATE_STATE in the environment comes first.",
+        examples=["s3://my-bucket?endpoint=cos.ap-guangzhou.myqcloud.com&region=ap-guangzhou", "file:///srv/state"],
+    )
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
 
@@ -249,6 +349,15 @@ class Config(Fields):
     def source(self) -> Path | None:
         """The file this was read from; None: there was none."""
         return self._origin.source
+
+    def state_place(self, environ: Mapping[str, str] = os.environ) -> str:
+        """Where the engine's state is kept: as the environment says, else the file; empty: here. Raises UsageError."""
+        if not environ.get(STATE):
+            return self.state or ""
+        try:
+            return q.parse_place(environ[STATE])
+        except ValueError as error:
+            raise UsageError(f"{STATE}: {error}", "set it to such a place, or unset it") from None
 
     def workdir_path(self) -> Path:
         """The folder to send, absolute. Raises UsageError, with its line, if there is no such folder."""
@@ -409,14 +518,35 @@ def _advice(loc: Loc) -> str:
 # ------------------------------------------------------------ what is used here
 
 
-def provider_name(config: Config) -> str:
-    """The provider, if there is one of that name. Raises UsageError with the line or flag it was given by."""
-    name, known = config.resources.provider, clouds.names()
-    if name not in known:
-        near = q.closest(name.lower(), known)
-        message = f"there is no provider {q.shown(name)}" + (f"; did you mean {near}?" if near else "")
-        _refuse([config._origin.problem(("resources", "provider"), message)], f"there are: {', '.join(known)}")
-    return name
+def provider_names(config: Config) -> tuple[str, ...]:
+    """The providers allowed, each of them there, and the regions theirs. Raises UsageError with the line or flag."""
+    names = config.resources.providers
+    if names == (q.ANY,):
+        names = tuple(clouds.rentable())
+        message = "no cloud's package is installed, so there is none to rent from"
+        wrong = [] if names else [config._origin.problem(("resources", "provider"), message)]
+        _refuse(wrong, "pip install 'orchestrate[aliyun]', or tencent, or huawei")
+    known = clouds.names()
+    _refuse(
+        [_unknown(config, "provider", index, name, known) for index, name in enumerate(names) if name not in known],
+        f"there are: {', '.join(known)}",
+    )
+    if asked := config.resources.regions:
+        theirs = [region for name in names for region in clouds.load(name).regions]
+        whose = f" of {', '.join(names)}"
+        wrong = [_unknown(config, "region", i, one, theirs, whose) for i, one in enumerate(asked) if one not in theirs]
+        _refuse(wrong, f"there are: {', '.join(theirs)}")
+    return names
+
+
+def _unknown(
+    config: Config, kind: str, index: int, name: str, known: Sequence[str], whose: str = ""
+) -> tuple[int, str]:
+    """What is wrong with a name that nobody has."""
+    near = q.closest(name.lower(), known)
+    message = f"there is no {kind} {q.shown(name)}{whose}" + (f"; did you mean {near}?" if near else "")
+    item: Loc = ("resources", kind, index)
+    return config._origin.problem(item if item in config._origin.lines else item[:-1], message)
 
 
 def resolve_envs(config: Config, environ: Mapping[str, str]) -> dict[str, str]:

@@ -58,6 +58,10 @@ class Unreachable(OrchestrateError):
     exit_code = 7
 
 
+class MachineGone(Unreachable):
+    """The machine has ended: the cloud, or this computer, has none of that kind any more."""
+
+
 class TransferIncomplete(OrchestrateError):
     """Not everything arrived."""
 

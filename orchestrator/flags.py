@@ -20,7 +20,8 @@ def _names(incomplete: str) -> list[str]:
 def _providers(incomplete: str) -> list[str]:
     from infra import provider
 
-    return [name for name in provider.names() if name.startswith(incomplete)]
+    *before, word = incomplete.split(",")
+    return [",".join([*before, name]) for name in [*provider.names(), "any"] if name.startswith(word)]
 
 
 Opt, Arg, ONLY = typer.Option, typer.Argument, "The session; left out: the only one."
@@ -43,15 +44,52 @@ Yes = Annotated[bool, Opt("--yes", "-y", help="Don't ask.")]
 Json = Annotated[bool, Opt("--json", help="Print the result as JSON.")]
 JobOption = Annotated[int | None, Opt("--job", "-j", metavar="N", help="The job; left out: the latest.")]
 Detach = Annotated[bool, Opt("--detach", "-d", help="Queue it and return.")]
+Recover = Annotated[
+    bool, Opt("--recover", help="Where the machine is lost, go on on another from what came home last.")
+]
 PassExitCode = Annotated[bool, Opt("--pass-exit-code", help="Exit with the job's own code instead of 10.")]
-Discard = Annotated[bool, Opt("--discard", help="Even where results did not come home.")]
+Discard = Annotated[
+    bool,
+    Opt("--discard", help="Even where results did not come home, or you were told to look in the cloud's console."),
+]
+SshConfig = Annotated[bool, Opt("--config", help="Print an ssh_config of the open sessions: ssh orchestrate-NAME.")]
+Install = Annotated[bool, Opt("--install", help="With --config: have ~/.ssh/config include it.")]
 Every = Annotated[bool, Opt("--all", "-a", help="Past sessions too.")]
 Follow = Annotated[bool, Opt("--follow", "-f", help="Go on from the byte where you stopped, until the job ends.")]
 FromStart = Annotated[bool, Opt("--from-start", help="With -f: from the first byte.")]
+DeployTo = Annotated[str, Opt("--to", metavar="PLACE", help="local, edge or cloud.")]
+RunFolder = Annotated[
+    Path | None, Opt("--run", metavar="FOLDER", help="A run's folder; left out: the session's latest at home.")
+]
+ServedPort = Annotated[int, Opt("--port", min=0, max=65535, metavar="N", help="On this computer; 0: any that is free.")]
+DataOption = Annotated[str | None, Opt("--data", metavar="DATA", help="With edge: the run's data, where it is here.")]
+DataRootOption = Annotated[Path | None, Opt("--data-root", metavar="FOLDER", help="With edge: where CIFAR-10 is here.")]
+RemotePort = Annotated[int, Arg(metavar="PORT", min=1, max=65535, help="On the machine.")]
+LocalPort = Annotated[
+    int | None,
+    Opt("--local", min=0, max=65535, metavar="N", help="On this computer; left out: the same, or any if it's taken."),
+]
+Ttl = Annotated[str, Opt("--ttl", "--expiry", metavar="4h", help="How long from now on; 30d at most.")]
+Budget = Annotated[str | None, Opt(metavar="PRICE", help="Another one; left out: the session's own.")]
+SweptClouds = Annotated[
+    str | None, Opt("--provider", metavar="NAME", help="A cloud, or several; left out: all.", autocompletion=_providers)
+]
+SweptRegions = Annotated[str | None, Opt("--region", metavar="NAME", help="A region, or several; left out: all.")]
+SweptSessions = Annotated[
+    list[str] | None,
+    Arg(metavar="SESSION", help="As the table names it, open or not; left out: what is left over here."),
+]
+Everything = Annotated[bool, Opt("--all", "-a", help="What open sessions have, too, and what was made elsewhere.")]
+DryRun = Annotated[bool, Opt("--dry-run", help="Show it, and change nothing.")]
 MACHINE: dict[str, Any] = {  # the flags that describe a machine: the file, and the fields of its `resources:`
     "file": FileOption,
-    "provider": Annotated[str | None, Opt(metavar="NAME", help="local, or a cloud.", autocompletion=_providers)],
-    "region": Annotated[str | None, Opt(metavar="NAME", help="The cloud's name of a region.")],
+    "provider": Annotated[
+        str | None,
+        Opt(metavar="NAME", help="local, a cloud, several (aliyun,tencent), or any.", autocompletion=_providers),
+    ],
+    "region": Annotated[str | None, Opt(metavar="NAME", help="The cloud's name of a region, or several.")],
+    "zone": Annotated[str | None, Opt(metavar="NAME", help="The cloud's name of a zone.")],
+    "nodes": Annotated[str | None, Opt(metavar="N", help="So many machines, in one network.")],
     "gpu": Annotated[bool | None, Opt("--gpu", help="One GPU, whichever is cheapest.")],
     "gpus": Annotated[str | None, Opt(metavar="KIND:N", help="GPUs: A10, V100:8, 2.")],
     "cpus": Annotated[str | None, Opt(metavar="N", help="CPUs, at least.")],
@@ -59,8 +97,16 @@ MACHINE: dict[str, Any] = {  # the flags that describe a machine: the file, and 
     "disk": Annotated[str | None, Opt(metavar="GIB", help="Disk, at least.")],
     "spot": Annotated[bool | None, Opt("--spot/--no-spot", help="A machine that may be taken away, for less.")],
     "max_price": Annotated[str | None, Opt(metavar="PRICE", help="Per hour, at most.")],
+    "budget": Annotated[str | None, Opt(metavar="PRICE", help="The whole session until its expiry, at most.")],
     "expiry": Annotated[str | None, Opt("--expiry", "--ttl", metavar="8h", help="The machine ends by itself after.")],
+    "idle": Annotated[str | None, Opt(metavar="1h", help="Unused so long, it powers itself off; never: it doesn't.")],
     "port": Annotated[str | None, Opt(metavar="N", help="SSH port; left out: the provider's choice.")],
+    "allow": Annotated[str | None, Opt(metavar="CIDR", help="Who may reach SSH; left out: this computer.")],
+    "data_disk": Annotated[str | None, Opt(metavar="GIB", help="A second disk.")],
+    "image": Annotated[str | None, Opt(metavar="ID", help="An image of the cloud's; left out: Ubuntu 22.04.")],
+    "network": Annotated[str | None, Opt(metavar="ID", help="A network of yours.")],
+    "subnet": Annotated[str | None, Opt(metavar="ID", help="A subnet of that network.")],
+    "security_group": Annotated[str | None, Opt(metavar="ID", help="A security group of yours.")],
 }
 
 

@@ -15,18 +15,32 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from orchestrator import sync
-from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator import sync, usage
+from orchestrator.errors import MachineGone, OrchestrateError, TransferIncomplete, Unreachable
 from orchestrator.ssh import Host
-from orchestrator.store import ENDED, Job, Store
+from orchestrator.store import ENDED, Job
 from orchestrator.watch import Watcher
 from orchestrator.wire import Wire, understood
 
+ASK_EVERY_S = 20.0  # whether there is still a machine, while it doesn't answer
 GIVE_UP_S = 600.0  # of reconnecting: after that, the job's fate is unknown here
 STATES = ("queued", "preparing", "setup", "running", *ENDED)
 LOOK_S = 10.0  # the longest the agent waits for news before it answers all the same: our heartbeat
+
+
+class Record(Protocol):
+    """Where a job's state is remembered: the record, or for a part of a job on another machine a place in memory."""
+
+    def update_job(self, job: Job, **fields: Any) -> None:
+        """Sets some of its fields."""
+
+    def reread(self, job: Job) -> Job:
+        """The job as it's remembered now."""
+
+    def is_open(self, session_id: int) -> bool:
+        """Whether that session is neither closed nor being closed."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,12 @@ class Spec:
     inputs: dict[str, str]  # tree by path in the working folder
     python: str
     stop_grace_s: int
+    timeout_s: int | None = None
+    log_bytes: int = 0  # of the log that are kept on the machine; 0: all
+    spot: dict[str, Any] | None = None  # where a spot machine reads that it will be taken back
+    address: str = ""  # of several machines, where the others reach this one
+    restore: str | None = None  # the tree that it had written before it was lost elsewhere
+    log_start: int = 0  # bytes of its log until then
 
     @property
     def words(self) -> str:
@@ -56,7 +76,7 @@ def submit(wire: Wire, session: str, job: Job, spec: Spec, env: dict[str, str]) 
     wire.call("submit", job=job.number, spec=sent, env=env)
 
 
-def refresh(wire: Wire, store: Store, jobs: list[Job]) -> None:
+def refresh(wire: Wire, store: Record, jobs: list[Job]) -> None:
     """Brings the record up to what the machine says of these jobs. Raises MachineError, Unreachable."""
     said = wire.call("jobs")
     with understood():
@@ -79,20 +99,23 @@ def status_of(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def news(wire: Wire, job: Job, offset: int, seen: str, progress: Any, wait_s: float) -> tuple[dict[str, Any], bytes]:
-    """What `follow` answers: status, progress and the log's size; and the log from `offset` on. Raises Refused."""
+    """What `follow` answers: status, progress, the log's size, where its bytes start; and these. Raises Refused."""
     said, data = wire.follow(job=job.number, offset=offset, seen=seen, progress=progress, wait_s=wait_s)
     with understood():
         told = said["progress"] if isinstance(said["progress"], dict) else None
-        return {"status": status_of(said["status"]), "progress": told, "size": int(said["size"])}, data
+        size, start = int(said["size"]), int(said.get("start", offset))
+        if not offset <= start <= max(size, offset):
+            raise ValueError(said)
+        return {"status": status_of(said["status"]), "progress": told, "size": size, "start": start}, data
 
 
-def record(store: Store, job: Job, status: dict[str, Any]) -> None:
+def record(store: Record, job: Job, status: dict[str, Any]) -> None:
     """Writes a job's state into the record."""
     known = {name: status.get(name) for name in ("state", "code", "reason", "started_at", "ended_at")}
     store.update_job(job, **known)
 
 
-def stop(wire: Wire, store: Store, job: Job, grace_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+def stop(wire: Wire, store: Record, job: Job, grace_s: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Asks the job to end and waits for it: its grace, and a little. Raises Unreachable."""
     over = time.monotonic() + grace_s + 5  # its supervisor has killed it by then, if there is one
     deadline, killed = over + 10, False
@@ -120,6 +143,7 @@ class Log:
         results.mkdir(parents=True, exist_ok=True)
         self.path = results / "log.txt"
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.read_to = 0
 
     @property
     def size(self) -> int:
@@ -139,39 +163,69 @@ class Log:
             ) from error
 
     def read(self, offset: int) -> Iterator[bytes]:
-        """The bytes at home from there on, in pieces."""
-        while piece := os.pread(self.descriptor, 1 << 16, offset):
+        """The bytes at home from there on, in pieces, without what never came."""
+        while True:
+            try:
+                offset = os.lseek(self.descriptor, offset, os.SEEK_DATA)  # a hole is what the machine didn't keep
+            except OSError:
+                return
+            piece = os.pread(self.descriptor, 1 << 16, offset)
+            if not piece:
+                return
             yield piece
-            offset += len(piece)
+            offset = self.read_to = offset + len(piece)
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self.descriptor)
 
 
-def follow(host: Host, store: Store, job: Job, watcher: Watcher, offset: int, pull_every_s: float) -> Job:
+def said_size(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size / 2**30:.1f} GiB" if size >= 1 << 29 else f"{size / 2**20:.1f} MiB"
+
+
+def size_at_home(job: Job) -> int:
+    """How many bytes of the job's log are at home."""
+    path = job.results / "log.txt"
+    return path.stat().st_size if path.exists() else 0
+
+
+def follow(
+    host: Host,
+    store: Record,
+    job: Job,
+    watcher: Watcher,
+    offset: int,
+    pull_every_s: float,
+    gone: Callable[[], bool] = lambda: False,
+) -> Job:
     """Shows the log from `offset` on, and the progress, until the job has ended; brings outputs home meanwhile.
 
     A broken line is mended without losing or repeating a byte. Raises Unreachable once that has failed for ten
-    minutes: the job runs on, or not; nobody here knows. Returns the job as it ended.
+    minutes: the job runs on, or not; nobody here knows; MachineGone as soon as `gone` says that there is no machine any
+    more. Returns the job as it ended.
     """
     log = Log(job.results)
     try:
         for piece in log.read(offset):  # what is at home needn't come again
             watcher.log(piece)
-            offset += len(piece)
+        offset = max(offset, log.read_to)
         with pulling(host, job, pull_every_s, watcher.say):
-            _follow(host, store, job, watcher, log, offset)
+            _follow(host, store, job, watcher, log, offset, gone)
     finally:
         store.update_job(job, shown=log.size)
         log.close()
     return store.reread(job)
 
 
-def _follow(host: Host, store: Store, job: Job, watcher: Watcher, log: Log, offset: int) -> None:
+def _follow(
+    host: Host, store: Record, job: Job, watcher: Watcher, log: Log, offset: int, gone: Callable[[], bool]
+) -> None:
     state, progress = job.state, None
     wire: Wire | None = None
     lost_at: float | None = None
+    ask_at = 0.0
     while True:
         try:
             wire = wire or host.agent(timeout_s=LOOK_S + 15)
@@ -179,10 +233,17 @@ def _follow(host: Host, store: Store, job: Job, watcher: Watcher, log: Log, offs
         except Unreachable as error:
             wire = None
             lost_at = reconnecting(host, store, job, error, lost_at, watcher)
+            if time.monotonic() > ask_at:
+                if gone():
+                    raise MachineGone(f"the machine of job {job.number} has ended", "") from error
+                ask_at = time.monotonic() + ASK_EVERY_S
             continue
         if lost_at is not None:
             watcher.say("connected again")
-            lost_at = None
+            lost_at, ask_at = None, 0.0
+        if answer["start"] > offset:
+            watcher.say(f"{said_size(answer['start'] - offset)} of the log are gone: the machine keeps only so much")
+            offset = answer["start"]
         if data:
             log.write(data, offset)
             watcher.log(data)
@@ -202,11 +263,13 @@ def _follow(host: Host, store: Store, job: Job, watcher: Watcher, log: Log, offs
 
 
 def reconnecting(
-    host: Host, store: Store, job: Job, error: Unreachable, lost_at: float | None, watcher: Watcher
+    host: Host, store: Record, job: Job, error: Unreachable, lost_at: float | None, watcher: Watcher
 ) -> float:
     """Waits a little before the next try; raises the error when it's been too long, or the machine was taken down."""
     host.close()
     now = time.monotonic()
+    if host.retired:
+        raise error
     if not store.is_open(job.session):
         raise OrchestrateError(
             "the machine was taken down by another command", "`orchestrate status --all` tells its story"
@@ -254,31 +317,31 @@ def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) ->
 # ---- results ------------------------------------------------------------------------------------------------------
 
 
-def bring_home(wire: Wire, store: Store, job: Job, final: bool) -> sync.Pulled:
+def bring_home(wire: Wire, store: Record, job: Job, final: bool, tell: sync.Tell | None = None) -> sync.Pulled:
     """Pulls log and outputs; with `final`, everything, verified, and the record says so.
 
     Raises TransferIncomplete, Refused, Unreachable: then the machine must be kept.
     """
     status = bring_log(wire, store, job)
-    pulled = sync.Outputs(job.results).pull(wire, job.number, job.outputs, final)
+    pulled = sync.Outputs(job.results).pull(wire, job.number, job.outputs, final, tell)
     if final:
         write_json(
             job.results / "manifest.json",
             {path: {"size": size, "sha256": digest} for path, (size, digest) in sorted(pulled.files.items())},
         )
-        note(job, status=status)
+        note(job, status=status, usage=usage.bring_home(wire, job))
         store.update_job(job, pulled=1)
     return pulled
 
 
-def bring_log(wire: Wire, store: Store, job: Job) -> dict[str, Any]:
+def bring_log(wire: Wire, store: Record, job: Job) -> dict[str, Any]:
     """Completes the log at home, and the record; returns the job's state as the machine words it."""
     log = Log(job.results)
     try:
         while True:
             offset = log.size
             answer, data = news(wire, job, offset, seen="", progress=None, wait_s=0)
-            log.write(data, offset)
+            log.write(data, answer["start"])
             if log.size >= answer["size"]:
                 status: dict[str, Any] = answer["status"]
                 record(store, job, status)

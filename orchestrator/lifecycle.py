@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infra import provider
-from infra.errors import InfraError
-from orchestrator import bootstrap, jobs, payload, sync
+from infra.errors import InfraError, InUse
+from orchestrator import bootstrap, jobs, payload, rekey, sshconfig, sync
 from orchestrator.errors import (
     Elsewhere,
     JobFailed,
+    Locked,
     MayStillBill,
     OrchestrateError,
     TransferIncomplete,
     Unreachable,
     UsageError,
 )
-from orchestrator.session import check_same, connect, keys, load_cloud, mapped
+from orchestrator.fleet import Fleet
+from orchestrator.interrupts import one_interrupt, patience
+from orchestrator.market import Clouds, allowed, answering_for, machine_spec, propose
+from orchestrator.session import KEYS, check_same, keys, load_cloud, mapped, seeded_key
 from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Proposal, Watcher
@@ -36,7 +38,6 @@ from orchestrator.watch import Proposal, Watcher
 if TYPE_CHECKING:
     from orchestrator.config import Config
 
-OFFERS = 4  # that are shown, and tried in this order
 DRIVER_DEADLINE_S = 1500.0  # a cloud's own script installs it at the first boot, in 5 to 25 minutes, and may reboot
 SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine takes one to three minutes
 
@@ -45,145 +46,181 @@ SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine ta
 
 
 def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool = False) -> Session:
-    """A machine that is ready: the one of this session, or a new one. Raises OrchestrateError, with nothing left."""
-    from orchestrator.config import provider_name
-
-    cloud = load_cloud(provider_name(config), simulate)
+    """Machines that are ready: those of this session, or new ones. Raises OrchestrateError, with nothing left."""
+    clouds = allowed(config, simulate)
+    check_state(config, watcher)
     with store.lock(name):
         session = store.find(name)
-        if session is not None and session.state == "ready":
-            check_same(session, cloud, simulate)
-            return again(store, session, config, cloud, watcher)
         if session is not None:
-            check_same(session, cloud, simulate)
+            check_same(session, clouds, simulate)
+            clouds = {session.provider: clouds[session.provider]}
+            if session.state == "ready":
+                return again(store, session, config, clouds, watcher)
             watcher.say(f"session {name!r} was left half made; going on with it")
-        proposal = propose(cloud, name, config)
+            with mapped():
+                clouds[session.provider].check_folder(name, session.folder, watcher.say)
+        proposal = answering_for(clouds, propose(clouds, name, config, watcher.say), watcher)
         if not watcher.agrees(proposal):
             raise UsageError("nothing was rented", "say yes, or --yes")
-        with mapped():
-            cloud.check(proposal.offer)
-        session = session or store.open_session(name, cloud.name, time.time() + proposal.lifetime_s, simulate)
-        with one_interrupt(watcher.say), rolled_back(store, session, cloud, watcher):
-            session = create(store, session, cloud, config, proposal, watcher)
-            prepare(session, config, cloud, watcher)
+        expires_at = time.time() + proposal.lifetime_s
+        resources = config.resources.model_dump_json()
+        session = session or store.open_session(
+            name, proposal.offer.provider, expires_at, simulate, config.resources.budget, resources
+        )
+        with one_interrupt(watcher.say), rolled_back(store, session, clouds, watcher):
+            session = create(store, session, clouds, config, proposal, watcher)
+            prepare(store, session, config, clouds[session.provider], watcher)
         store.set_state(session, "ready")
         return store.pick(name)
 
 
-def again(store: Store, session: Session, config: Config, cloud: provider.Cloud, watcher: Watcher) -> Session:
-    """The session's machine, checked to be ready; where it has ended and its disk is kept, started again."""
+def check_state(config: Config, watcher: Watcher) -> None:
+    """Raises UsageError where the engine's state can't be kept where the user wants it, before any cloud is asked."""
+    if (state := config.state_place()) and config.resources.providers != ("local",):
+        from infra import renting
+
+        with mapped():
+            renting.check_state(state, watcher.say)
+
+
+def again(store: Store, session: Session, config: Config, clouds: Clouds, watcher: Watcher) -> Session:
+    """The session's machines, checked to be ready; where they have ended and their disks are kept, started again."""
+    cloud = clouds[session.provider]
     if cloud.keeps_disk and not cloud.survivors(session.name, session.folder):
         store.extend(session, time.time() + config.resources.expiry)
         session = store.pick(session.name)
-        create(store, session, cloud, config, propose(cloud, session.name, config), watcher)
-        session = store.pick(session.name)
+        session = create(store, session, clouds, config, propose(clouds, session.name, config), watcher)
     ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
     watcher.say(f"{session.name} is up already, as it was made, until {ends}; checking that it is ready")
-    prepare(session, config, cloud, watcher)
+    prepare(store, session, config, cloud, watcher)
     return session
 
 
-def propose(cloud: provider.Cloud, name: str, config: Config) -> Proposal:
-    """The cheapest offer that fits, and the next few. Raises UsageError where there is none."""
-    lifetime_s = config.resources.expiry
-    with mapped():
-        offers = cloud.offers(config.resources.request())[:OFFERS]
-        if not offers:
-            raise UsageError(f"{cloud.title} has no machine like that", "ask for less, or for another region")
-        caveats = cloud.caveats(machine_spec(name, config, offers[0], Path(), time.time() + lifetime_s))
-    return Proposal(name, cloud.title, offers, lifetime_s, caveats)
-
-
-def machine_spec(
-    name: str, config: Config, offer: provider.Offer, folder: Path, expires_at: float
-) -> provider.MachineSpec:
-    """The machine in the cloud's terms, still without keys."""
-    return provider.MachineSpec(
-        session=name,
-        offer=offer,
-        folder=folder,
-        expires_at=expires_at,
-        client_public_key="",
-        host_public_key="",
-        host_private_key="",
-        port=config.resources.port or 0,
-        max_price_per_hour=config.resources.max_price,
-    )
-
-
 def create(
-    store: Store, session: Session, cloud: provider.Cloud, config: Config, proposal: Proposal, watcher: Watcher
+    store: Store, session: Session, clouds: Clouds, config: Config, proposal: Proposal, watcher: Watcher
 ) -> Session:
-    """Makes the machine: of the first offer that can be had. Of each that can't, nothing is left before the next.
+    """Makes the machines: of the first offer that can be had. Of each that can't, nothing is left before the next.
 
-    Its keys are made first, so that its host key is known before anybody connects.
+    Their keys are made first, so that their host key is known before anybody connects.
     """
     client, host, host_private = keys(session.folder)
-    refusals: list[str] = []
+    refusals: list[tuple[provider.Offer, OrchestrateError]] = []
+    given_up: set[str] = set()
     for offer in proposal.offers:
+        if offer.provider in given_up:
+            continue
+        cloud = clouds[offer.provider]
+        session = go_to(store, session, cloud)
         spec = machine_spec(session.name, config, offer, session.folder, session.expires_at)
         spec = replace(spec, client_public_key=client, host_public_key=host, host_private_key=host_private)
-        watcher.say(f"making the machine: {offer.instance_type} in {cloud.title}")
+        how_many = f"{spec.nodes} machines" if spec.nodes > 1 else "the machine"
+        watcher.say(f"making {how_many}: {offer.instance_type} in {cloud.title}")
         created_at = time.time()
         try:
             with mapped():
-                machine = cloud.create(spec, watcher.say)
-        except Elsewhere as refusal:
-            refusals.append(f"{offer.region} {offer.instance_type}: {refusal}")
-            watcher.say(f"{refusals[-1]}; nothing of it is left")
+                machines = cloud.create(spec, watcher.say)
+        except (MayStillBill, Locked):
+            raise
+        except OrchestrateError as refusal:
+            refusals.append((offer, refusal))
+            if not isinstance(refusal, Elsewhere):  # another machine of this cloud wouldn't help
+                given_up.add(offer.provider)
+                if all(one.provider in given_up for one in proposal.offers):
+                    raise
+            watcher.say(f"{offer.region} {offer.instance_type}: {refusal}; nothing of it is left")
             continue
-        row = MachineRow(
-            machine.id, machine.host, machine.port, machine.user, spec.host_public_key, offer.region,
-            offer.instance_type, offer.price_per_hour, offer.currency, created_at, None,
-        )  # fmt: skip
-        store.add_machine(session, row)
-        return replace(session, machine=row)
+        # one that an earlier try made has a host key of its own by now; a local one has what it was given
+        own = {} if cloud.keeps_disk else {one.id: one.host_key for one in session.history}
+        rows = [
+            MachineRow(
+                machine.id, machine.host, machine.port, machine.user, own.get(machine.id, host), offer.region,
+                offer.instance_type, offer.price_per_hour, offer.currency, created_at, None,
+                node, machine.private_address,
+            )
+            for node, machine in enumerate(machines)
+        ]  # fmt: skip
+        store.add_machines(session, rows)
+        return store.pick(session.name)
+    width = max(len(offer.instance_type) for offer, _ in refusals)
+    tried = [f"{offer.provider:8} {offer.region:15} {offer.instance_type:{width}}  {no}" for offer, no in refusals]
     raise OrchestrateError(
-        "none of the offers can be had:\n  " + "\n  ".join(refusals), "ask for another type or region, or try later"
+        "none of the offers can be had:\n  " + "\n  ".join(tried), "ask for another type or region, or try later"
     )
 
 
-def prepare(
+def go_to(store: Store, session: Session, cloud: provider.Cloud) -> Session:
+    """The session in that cloud. Of the one before nothing is left, so what its engine kept here goes too."""
+    if session.provider == cloud.name:
+        return session
+    for path in session.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.stem not in KEYS:
+            path.unlink()
+    store.move(session, cloud.name)
+    return store.pick(session.name)
+
+
+def prepare(store: Store, session: Session, config: Config, cloud: provider.Cloud, watcher: Watcher) -> None:
+    """Logs in to each machine, waiting for SSH to come up, and makes it ready for the file's tools; all at once.
+
+    Raises OrchestrateError of the first that fails, and leaves the others as they are.
+    """
+    with Fleet(session) as fleet:
+        say = [watcher.say for watcher in fleet.watchers(watcher)]
+        machines = session.machines
+        fleet.each(lambda node, host: prepare_one(store, session, machines[node], host, config, cloud, say[node]))
+    sshconfig.refresh(store)
+
+
+def prepare_one(
+    store: Store,
     session: Session,
+    machine: MachineRow,
+    host: Host,
     config: Config,
     cloud: provider.Cloud,
-    watcher: Watcher,
+    say: provider.Say,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bootstrap.Ready:
-    """Logs in, waiting for SSH to come up, and makes the machine ready for the file's tools.
+    """Makes one machine ready.
 
-    A new machine of a cloud may still be installing its GPU's driver, and reboot for it: that is waited for.
+    A new machine of a cloud makes a host key of its own, since whoever reads its user-data knows the one it was given.
+    It may still be installing its GPU's driver, and reboot for it: that is waited for.
     """
-    new = session.state == "creating"
-    gpus = config.resources.request().gpus
+    new, gpus = session.state == "creating", config.resources.request().gpus
     deadline, said = clock() + (DRIVER_DEADLINE_S if new and gpus and not cloud.keeps_disk else 0), ""
     while True:
         try:
-            with connect(session) as host:
-                host.wait(SSH_DEADLINE_S if new else 0, watcher.say)
-                with host.agent() as wire:
-                    return bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, watcher.say, True)
+            host.wait(SSH_DEADLINE_S if new else 0, say)
+            if new and not cloud.keeps_disk and rekey.is_due(host, seeded_key(session)):
+                rekey.rotate(host, lambda pins: store.pin(session, machine, pins), say)
+            with host.agent() as wire:
+                return bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, say, True)
         except (bootstrap.NoGpu, Unreachable) as error:
             if clock() >= deadline:
                 raise
             if str(error) != said:
-                watcher.say(f"waiting for the GPU's driver, up to {DRIVER_DEADLINE_S / 60:.0f} minutes: {error}")
+                say(f"waiting for the GPU's driver, up to {DRIVER_DEADLINE_S / 60:.0f} minutes: {error}")
                 said = str(error)
+            host.close()
             sleep(10)
 
 
 @contextlib.contextmanager
-def rolled_back(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> Iterator[None]:
-    """Whatever goes wrong while a machine is made, Ctrl-C too: it's gone when the error is seen, or that is 4."""
+def rolled_back(store: Store, session: Session, clouds: Clouds, watcher: Watcher) -> Iterator[None]:
+    """Whatever goes wrong while machines are made, Ctrl-C too: all is gone when the error is seen, or that is 4."""
     try:
         yield
-    except MayStillBill:
+    except (MayStillBill, Locked):
         raise
     except BaseException as error:
-        store.note(session, f"up failed: {str(error) or type(error).__name__}")
+        with contextlib.suppress(OrchestrateError):  # a record that can't be written must not keep the machine
+            session = store.pick(session.name)  # it may have gone to another cloud meanwhile
+            store.note(session, f"up failed: {str(error) or type(error).__name__}")
         watcher.say("removing what was made")
-        take_away(store, session, cloud, watcher)
+        take_away(store, session, clouds[session.provider], watcher)
         raise
 
 
@@ -198,26 +235,114 @@ def run(
     Ctrl-C detaches and never kills: KeyboardInterrupt leaves the job running. The job returned has ended, well or not;
     with `detach` it is only queued. Raises OrchestrateError.
     """
-    cloud = load_cloud(session.provider, session.simulated)
-    with connect(session) as host:
-        with store.lock(session.name), host.agent() as wire:
-            gpus = config.resources.request().gpus
-            ready = bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, watcher.say)
-            job = payload.submit(store, session, config, argv, host, wire, ready, watcher)
-        watcher.say(f"job {job.number}: {job.command}")
-        return job if detach else finish(host, store, job, watcher, offset=0)
+    with Fleet(session) as fleet:
+        job = start(fleet, store, session, config, argv, watcher)
+        return job if detach else finish(fleet, store, session, job, watcher, offset=0)
 
 
-def finish(host: Host, store: Store, job: Job, watcher: Watcher, offset: int) -> Job:
-    """Follows the job to its end, then brings all of its results home."""
-    jobs.follow(host, store, job, watcher, offset, payload.setting(job, "pull_every", 30))
-    with host.agent() as wire:
-        pulled = jobs.bring_home(wire, store, job, final=True)
+def start(
+    fleet: Fleet,
+    store: Store,
+    session: Session,
+    config: Config,
+    argv: list[str] | None,
+    watcher: Watcher,
+    lost: Job | None = None,
+) -> Job:
+    """Checks that the machines are ready, sends the work, queues it: as a new job, or as one that was lost."""
+    cloud, config = load_cloud(session.provider, session.simulated), as_made(session, config)
+    gpus = config.resources.request().gpus
+    say = [watcher.say for watcher in fleet.watchers(watcher)]
+
+    def check(node: int, host: Host) -> bootstrap.Ready:
+        with host.agent() as wire:
+            return bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, say[node])
+
+    with store.lock(session.name):
+        ready = fleet.each(check)
+        if lost is None:
+            job = payload.submit(store, session, config, argv, fleet, ready, cloud.spot_notice, watcher)
+        else:
+            job = payload.submit_again(store, session, config, argv, fleet, ready, cloud.spot_notice, watcher, lost)
+    watcher.say(f"job {job.number}: {job.command}")
+    return job
+
+
+def as_made(session: Session, config: Config) -> Config:
+    """The file as it is now, with the resources that `up` was asked for: by its flags, or in an older file."""
+    if not session.resources:
+        return config
+    resources = type(config.resources).model_validate_json(session.resources)
+    return config.model_copy(update={"resources": resources})
+
+
+def finish(fleet: Fleet, store: Store, session: Session, job: Job, watcher: Watcher, offset: int) -> Job:
+    """Follows the job to its end, then brings all of its results home. Raises MachineGone where it has no machine.
+
+    Of several machines the first that fails ends the others' parts, and its reason is the job's.
+    """
+    parts, watchers = fleet.parts(store, job), fleet.watchers(watcher)
+    failed: list[tuple[int, Job]] = []
+
+    def follow(node: int, host: Host) -> None:
+        record, part = parts[node]
+        seen = offset if node == 0 or not offset else jobs.size_at_home(part)
+        pull_every_s = payload.setting(job, "pull_every", 30)
+        ended = jobs.follow(
+            host, record, part, watchers[node], seen, pull_every_s, lambda: is_gone(session, fleet.machines[node])
+        )
+        watchers[node].close()
+        if ended.state in ("failed", "lost") and len(parts) > 1:
+            failed.append((node, ended))
+            fleet.tell_others(node, lambda wire: wire.call("stop", job=job.number))
+
+    fleet.each(follow)
+    pulled = bring_home(fleet, store, job, watcher.progress)
     job = store.reread(job)
+    if failed and failed[0][0]:
+        node, part = failed[0]
+        store.update_job(job, state=part.state, code=part.code, reason=f"machine {node}: {part.reason}")
+        job = store.reread(job)
     watcher.say(f"results: {len(pulled.files)} files in {job.where}")
     if pulled.skipped:
         watcher.say(f"not taken (links, not readable, or ours): {', '.join(map(sync.shown, pulled.skipped[:5]))}")
     return job
+
+
+def is_gone(session: Session, machine: MachineRow) -> bool:
+    """Whether the cloud itself has that machine no more. A cloud that doesn't answer says nothing."""
+    cloud = load_cloud(session.provider, session.simulated)
+    try:
+        left = cloud.survivors(session.name, session.folder)
+    except InfraError:
+        return False
+    return not (left if cloud.keeps_disk else [one for one in left if machine.id in one])
+
+
+def bring_home(fleet: Fleet, store: Store, job: Job, tell: sync.Tell | None = None) -> sync.Pulled:
+    """All results of a job that has ended, from every machine, verified.
+
+    The first machine's come last: the record says that the job is at home only when all of it is.
+    """
+    parts = fleet.parts(store, job)
+    pulled = sync.Pulled({}, 0, 0, [])
+    for node in reversed(range(len(parts))):
+        with fleet.hosts[node].agent() as wire:
+            one = jobs.bring_home(wire, *parts[node], final=True, tell=tell)
+        pulled = sync.together(pulled, one, f"node-{node}/" if node else "")
+    return pulled
+
+
+def stop(fleet: Fleet, store: Store, job: Job, watcher: Watcher) -> None:
+    """Ends the job on every machine, with time for a checkpoint."""
+    parts, watchers = fleet.parts(store, job), fleet.watchers(watcher)
+    grace_s = payload.setting(job, "stop_grace", 30)
+
+    def end(node: int, host: Host) -> None:
+        with host.agent() as wire:
+            jobs.stop(wire, *parts[node], grace_s, watchers[node].say)
+
+    fleet.each(end)
 
 
 def check_succeeded(job: Job) -> None:
@@ -232,12 +357,15 @@ def check_succeeded(job: Job) -> None:
 def down(store: Store, name: str, watcher: Watcher, discard: bool = False) -> Session:
     """Stops what runs, brings the last results home, ends the machine, and asks the cloud until nothing is left.
 
-    A machine whose results couldn't be brought home is kept, unless `discard`. Twice is a success twice.
+    A machine whose results couldn't be brought home is kept, unless `discard`, which also takes the user's word on what
+    no list of the cloud shows. Twice is a success twice.
     """
     with store.lock(name):
         session = store.pick(name)
         cloud = load_cloud(session.provider, session.simulated)
-        if not discard:
+        if discard:
+            cloud.believe(session.folder)
+        else:
             bring_everything_home(store, session, cloud, watcher)
         return take_away(store, session, cloud, watcher)
 
@@ -250,14 +378,15 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
     listed = ", ".join(str(job.number) for job in waiting)
     kept: TransferIncomplete | None = None
     try:
-        with connect(session) as host, host.agent() as wire:
-            jobs.refresh(wire, store, waiting)
+        with Fleet(session) as fleet:
+            with fleet.first.agent() as wire:
+                jobs.refresh(wire, store, waiting)
             for job in reversed(waiting):  # the queued ones first, so that none starts meanwhile
                 if not store.reread(job).ended:
-                    jobs.stop(wire, store, job, payload.setting(job, "stop_grace", 30), watcher.say)
+                    stop(fleet, store, job, watcher)
             for job in (job for job in waiting if not store.reread(job).pulled):
                 try:
-                    jobs.bring_home(wire, store, job, final=True)
+                    bring_home(fleet, store, job, watcher.progress)
                     watcher.say(f"job {job.number}: results in {job.where}")
                 except TransferIncomplete as error:  # the others' results may come all the same
                     watcher.say(f"job {job.number}: {error}")
@@ -281,20 +410,25 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
 
 def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> Session:
     """Ends the machine and closes the session once the cloud itself says that nothing is left. Raises MayStillBill."""
-    store.set_state(session, "closing")
-    again = f"`orchestrate down {session.name} --discard` tries again"
+    with contextlib.suppress(OrchestrateError):  # a full disk must not keep the machine; "closed" has to be written
+        store.set_state(session, "closing")
+    again = f"`orchestrate down {session.name}` tries again"
     try:
         with patience(watcher.say):
             cloud.destroy(session.name, session.folder, watcher.say)
             left = cloud.survivors(session.name, session.folder)
+    except InUse as error:
+        raise Locked(str(error), error.hint) from error
     except InfraError as error:
+        named = "".join(f"; {one}" for one in getattr(error, "survivors", ()))
         raise MayStillBill(
-            f"the machine of {session.name!r} may still be there: {error}", error.hint or again
+            f"the machine of {session.name!r} may still be there: {error}{named}", error.hint or again
         ) from error
     if left:
         raise MayStillBill(f"still there of session {session.name!r}: {'; '.join(left)}", again)
     store.set_state(session, "closed")
     shutil.rmtree(session.folder, ignore_errors=True)
+    sshconfig.refresh(store)
     return next(closed for closed in store.sessions(every=True) if closed.id == session.id)
 
 
@@ -302,7 +436,13 @@ def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Wa
 
 
 def launch(
-    store: Store, name: str, config: Config, argv: list[str] | None, watcher: Watcher, simulate: bool = False
+    store: Store,
+    name: str,
+    config: Config,
+    argv: list[str] | None,
+    watcher: Watcher,
+    simulate: bool = False,
+    run: Callable[..., Job] = run,
 ) -> tuple[Job, Session]:
     """up, run, down in one. The machine goes down whatever happens, Ctrl-C too.
 
@@ -323,39 +463,3 @@ def launch(
             down(store, name, watcher)
             raise
         return job, down(store, name, watcher)
-
-
-@contextlib.contextmanager
-def one_interrupt(say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C, hang-up or SIGTERM ends what is done; those that follow, while all is taken away, don't."""
-    heard: list[int] = []
-
-    def first(number: int, frame: object) -> None:
-        heard.append(number)
-        if len(heard) == 1:
-            raise KeyboardInterrupt
-        say("still taking the machine down; it would go on costing otherwise")
-
-    with answering(first):
-        yield
-
-
-@contextlib.contextmanager
-def patience(say: Callable[[str], None]) -> Iterator[None]:
-    """While a machine is taken away, Ctrl-Cs are answered and not obeyed."""
-    with answering(lambda *_: say("still taking the machine down; it would go on costing otherwise")):
-        yield
-
-
-@contextlib.contextmanager
-def answering(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Has that handler called for the signals that end a program; those that nohup or a shell set aside stay so."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    ours = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
-    for number in ours:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, old in ours.items():
-            signal.signal(number, old)

@@ -9,23 +9,65 @@ import platform
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.provider import SpotNotice
 from orchestrator import jobs, sync
 from orchestrator.bootstrap import Ready
 from orchestrator.errors import OrchestrateError, Unreachable, UsageError
+from orchestrator.fleet import Fleet, part_of
 from orchestrator.quantities import parse_duration
 from orchestrator.ssh import Host
-from orchestrator.store import Job, Session, Store
+from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
-from orchestrator.wire import Wire
 
 if TYPE_CHECKING:
     from orchestrator.config import Config
 
 TRAIN = ["python", "-m", "trainer", "train"]
+TORCHRUN = ["-m", "torch.distributed.run"]
+RESTARTS = 3  # of a group whose worker has died, each from its last checkpoint
 DIFF_BYTES = 10 << 20  # of a dirty tree's diff that is kept with the results
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent for a job: what is run, its variables, the trees that it needs, one of them the working folder."""
+
+    spec: jobs.Spec
+    env: dict[str, str]
+    trees: list[sync.Tree]
+    work: sync.Tree | None
+    gpus: int  # of each machine
+
+
+def gather(config: Config, argv: list[str] | None, records: Path, ready: list[Ready], spot: SpotNotice | None) -> Load:
+    """What a run of this file, or of this command, sends. Raises UsageError."""
+    from orchestrator.config import resolve_envs, resolve_secrets
+
+    env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is read
+    work = work_tree(config, argv, records)
+    inputs = {name: (input_tree(path), path) for name, path in config.input_paths().items()}
+    library = trainer_tree()
+    command, script = what_to_run(config, argv)
+    gpus = max(1, *(len(one.facts.gpus) for one in ready)) if config.resources.gpus.count else 1
+    spec = jobs.Spec(
+        argv=distributed(command, len(ready), gpus),
+        script=script,
+        setup=config.setup,
+        tree=work.id if work else None,
+        libraries=[library.id],
+        inputs={name: f"{tree.id}/{only_file(tree, path)}" for name, (tree, path) in inputs.items()},
+        python="",
+        stop_grace_s=config.stop_grace,
+        timeout_s=config.timeout,
+        log_bytes=int(config.log_limit * 2**30),
+        spot=spot.__dict__ if spot and config.resources.spot else None,
+    )
+    trees = [tree for tree in (work, *(tree for tree, _ in inputs.values()), library) if tree]
+    return Load(spec, env, trees, work, gpus)
 
 
 def submit(
@@ -33,49 +75,127 @@ def submit(
     session: Session,
     config: Config,
     argv: list[str] | None,
-    host: Host,
-    wire: Wire,
-    ready: Ready,
+    fleet: Fleet,
+    ready: list[Ready],
+    spot: SpotNotice | None,
     watcher: Watcher,
 ) -> Job:
-    """Records the job, sends what it needs, queues it. Raises OrchestrateError; then it is recorded as not started."""
-    from orchestrator.config import resolve_envs, resolve_secrets
+    """Records the job, sends what it needs, queues it, on each machine.
 
-    env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is sent
+    Raises OrchestrateError; then it is recorded as not started.
+    """
     started = time.monotonic()
-    work = work_tree(config, argv, store.folder)
-    inputs = {name: (input_tree(path), path) for name, path in config.input_paths().items()}
-    library = trainer_tree()
-    command, script = what_to_run(config, argv)
-    spec = jobs.Spec(
-        argv=command,
-        script=script,
-        setup=config.setup,
-        tree=work.id if work else None,
-        libraries=[library.id],
-        inputs={name: f"{tree.id}/{only_file(tree, path)}" for name, (tree, path) in inputs.items()},
-        python=ready.python,
-        stop_grace_s=config.stop_grace,
-    )
+    load = gather(config, argv, store.folder, ready, spot)
     results = config.workdir_path() / "results" / session.name
-    job = store.add_job(session, uuid.uuid4().hex, spec.words, list(config.outputs), results)
+    job = store.add_job(session, uuid.uuid4().hex, load.spec.words, list(config.outputs), results)
     try:
-        for tree in [tree for tree in (work, *(tree for tree, _ in inputs.values()), library) if tree]:
-            say_pushed(sync.push(wire, tree), tree, watcher.say)
-        write_record(job, session, config, spec, env, ready, work, round(time.monotonic() - started, 3))
-        try:
-            jobs.submit(wire, session.name, job, spec, env)
-        except Unreachable:  # the reply may be lost, and the job be there: asked twice it is one job
-            watcher.say("the line broke while the job was submitted; asking again")
-            host.close()
-            with host.agent() as second:
-                jobs.submit(second, session.name, job, spec, env)
+        push(fleet, load.trees, watcher)
+        seconds = round(time.monotonic() - started, 3)
+        write_record(job, session, config, load.spec, load.env, ready[0], load.work, seconds)
+        queue(fleet, session, job, load, ready, watcher)
     except Unreachable:
         raise  # its fate is unknown: it stays "submitting", and the next look at the machine tells
     except OrchestrateError as error:
         store.update_job(job, state="failed", reason=f"could not be submitted: {error}"[:1000], pulled=1)
         raise
     return store.reread(job)
+
+
+def submit_again(
+    store: Store,
+    session: Session,
+    config: Config,
+    argv: list[str] | None,
+    fleet: Fleet,
+    ready: list[Ready],
+    spot: SpotNotice | None,
+    watcher: Watcher,
+    job: Job,
+) -> Job:
+    """Queues a job that was lost once more, with what it had written, and its log goes on where it ended.
+
+    On a machine that still has the job it goes on in its own folder; a new one is sent what came home of it.
+    """
+    load = gather(config, argv, store.folder, ready, spot)
+    written = [sync.read_tree(part.results, sync.written(part.results)) for _, part in fleet.parts(store, job)]
+    push(fleet, [*load.trees, *written], watcher)
+    queue(fleet, session, job, load, ready, watcher, [tree.id for tree in written])
+    store.update_job(job, state="submitting", code=None, reason="", ended_at=None, pulled=0)
+    return store.reread(job)
+
+
+def push(fleet: Fleet, trees: list[sync.Tree], watcher: Watcher) -> None:
+    """Sends to each machine what it doesn't have of these trees."""
+    watchers = fleet.watchers(watcher)
+
+    def to(node: int, host: Host) -> None:
+        with host.agent() as wire:
+            for tree in trees:
+                say_pushed(sync.push(wire, tree, watchers[node].progress), tree, watchers[node].say)
+
+    fleet.each(to)
+
+
+def queue(
+    fleet: Fleet,
+    session: Session,
+    job: Job,
+    load: Load,
+    ready: list[Ready],
+    watcher: Watcher,
+    restore: list[str] | None = None,
+) -> None:
+    """Queues the job on each machine. With `restore`, trees by machine, it has run before, and wrote these."""
+    watchers, several = fleet.watchers(watcher), len(ready) > 1
+
+    def on(node: int, host: Host) -> None:
+        address = fleet.machines[node].private_address if several else ""
+        spec = replace(load.spec, python=ready[node].python, address=address)
+        if restore is not None:
+            spec = replace(spec, restore=restore[node], log_start=jobs.size_at_home(part_of(job, node)))
+        env = {**group(fleet.machines, job, load.gpus, node), **load.env}
+        try:
+            with host.agent() as wire:
+                jobs.submit(wire, session.name, job, spec, env)
+        except Unreachable:  # the reply may be lost, and the job be there: asked twice it is one job
+            watchers[node].say("the line broke while the job was submitted; asking again")
+            host.close()
+            with host.agent() as wire:
+                jobs.submit(wire, session.name, job, spec, env)
+
+    fleet.each(on)
+
+
+def distributed(argv: list[str] | None, nodes: int, gpus: int) -> list[str] | None:
+    """A Python program under torchrun where there are several machines; our own trainer where there are several GPUs.
+
+    How many there are, and where they meet, torchrun reads in the environment (see `group`).
+    """
+    if argv is None or len(argv) < 2 or argv[0] not in ("python", "python3"):
+        return argv
+    a_program = argv[1] == "-m" or argv[1].endswith(".py")
+    if a_program and (nodes > 1 or (gpus > 1 and argv[: len(TRAIN)] == TRAIN)):
+        return [argv[0], *TORCHRUN, *argv[1:]]
+    return argv
+
+
+def group(machines: tuple[MachineRow, ...], job: Job, gpus: int, node: int) -> dict[str, str]:
+    """What a job's part is told of the others: our own variables, and torchrun's (PET_...) for whoever starts it."""
+    if len(machines) < 2 and gpus < 2:
+        return {}
+    head = machines[0].private_address
+    port = 20000 + int(job.run_id[:8], 16) % 10000  # of its own: two sessions may share a computer
+    return {
+        "ORCHESTRATE_NODE": str(node),
+        "ORCHESTRATE_NODES": " ".join(machine.private_address for machine in machines),
+        "PET_NNODES": str(len(machines)),
+        "PET_NPROC_PER_NODE": str(gpus),
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": f"{head}:{port}",
+        "PET_RDZV_ID": job.run_id,
+        "PET_LOCAL_ADDR": machines[node].private_address,
+        "PET_MAX_RESTARTS": str(RESTARTS),
+    }
 
 
 def what_to_run(config: Config, argv: list[str] | None) -> tuple[list[str] | None, str | None]:

@@ -1,4 +1,4 @@
-"""What one value of `orchestrate.yaml` may look like: durations, sizes, GPUs, names, paths.
+"""What one value of `orchestrate.yaml` may look like: durations, sizes, GPUs, names, addresses, paths.
 
 Each parser takes the text of the file or of a flag, or the plain Python value, and returns the value it means. Each
 raises ValueError in words: what is allowed, and what was found.
@@ -7,6 +7,7 @@ raises ValueError in words: what is allowed, and what was found.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import PurePosixPath
 
 MINUTE, HOUR, DAY = 60, 3600, 86400  # seconds
 LONGEST = 30 * DAY
+LEAST_IDLE = 5 * MINUTE  # less, and a coffee ends the machine
 
 DURATION = (
     r"^\s*(?=[0-9])(?:([0-9]{1,9})\s*d)?\s*(?:([0-9]{1,9})\s*h)?\s*(?:([0-9]{1,9})\s*m)?\s*(?:([0-9]{1,9})\s*s)?\s*$"
@@ -21,10 +23,14 @@ DURATION = (
 SIZE = r"^\s*([0-9]{1,7}(?:\.[0-9]{1,6})?)\s*(?:([MGTmgt])[iI]?[bB]?)?\s*\+?\s*$"
 COUNT = r"^\s*([0-9]{1,5})\s*\+?\s*$"
 GPUS = r"^\s*(?:[nN]one|[0-9]{1,2}|([A-Za-z][A-Za-z0-9._-]*)(?::([1-9][0-9]?))?)\s*$"
+ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$"
+PLACE = r"^(?:file|s3|gs|azblob|https?)://\S+$"
 NAME = r"^[a-z](?:[a-z0-9-]{0,29}[a-z0-9])?$"
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 OURS = "ORCHESTRATE_"  # names of variables that the job is given by us
 MOST_GPUS = 64
+MOST_NODES = 32  # that one program asks for at once, and one job spans
+LOCAL, ANY = "local", "any"  # providers: this computer; every cloud that rents and whose package is installed
 
 TOOLS = ("pytorch", "tensorflow")
 _TOOL_WORDS = {"torch": "pytorch", "tf": "tensorflow", "keras": "tensorflow"}
@@ -116,6 +122,33 @@ def parse_count(value: object) -> int:
     return int(match[1])
 
 
+def parse_nodes(value: object) -> int:
+    """How many machines, alike. Raises ValueError outside 1..MOST_NODES."""
+    text = _plain(value)
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_NODES:
+        raise ValueError(f"should be a number of machines from 1 to {MOST_NODES}; found {shown(value)}")
+    return int(text)
+
+
+def parse_idle(value: object) -> int:
+    """Seconds after which an unused machine powers itself off, five minutes or more; 0: never. Raises ValueError."""
+    if _plain(value).lower() == "never":
+        return 0
+    try:
+        seconds = parse_duration(value)
+    except ValueError:
+        seconds = -1
+    if seconds != 0 and seconds < LEAST_IDLE:
+        least = format_duration(LEAST_IDLE)
+        raise ValueError(f"should be a duration from {least} to 30d, such as 1h, or never; found {shown(value)}")
+    return seconds
+
+
+def format_idle(seconds: int) -> str:
+    """Text that `parse_idle` reads back: 1h, never."""
+    return format_duration(seconds) if seconds else "never"
+
+
 def parse_port(value: object) -> int:
     """A TCP port. Raises ValueError outside 1..65535."""
     text = _plain(value)
@@ -125,10 +158,10 @@ def parse_port(value: object) -> int:
 
 
 def parse_price(value: object) -> float:
-    """A price per hour, zero or more. Raises ValueError."""
+    """A price, zero or more. Raises ValueError."""
     text = _plain(value)
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
-        raise ValueError(f"should be a price per hour, a number such as 20 or 1.5; found {shown(value)}")
+        raise ValueError(f"should be a price, a number such as 20 or 1.5; found {shown(value)}")
     return float(text)
 
 
@@ -157,6 +190,67 @@ def parse_line(value: object) -> str:
     text = parse_text(value).strip()
     if not text or not text.isprintable():
         raise ValueError(f"should be one line of text, not empty; found {shown(value)}")
+    return text
+
+
+def parse_words(value: object) -> tuple[str, ...]:
+    """One name, several with commas between, or a list; none twice. Raises ValueError."""
+    items = list(value) if isinstance(value, (list, tuple)) else parse_line(value).split(",")
+    if not items:
+        raise ValueError("should be one name or several; found an empty list; leave it out for the default")
+    words: list[str] = []
+    for index, item in enumerate(items):
+        try:
+            word = parse_line(item)
+            if "," in word:
+                raise ValueError(f"should be one name; found {shown(item)}")
+            if word in words:
+                raise ValueError(f"{shown(word)} is listed twice; once is enough")
+        except ValueError as error:
+            raise (BadItem(index, str(error)) if isinstance(value, (list, tuple)) else error) from None
+        words.append(word)
+    return tuple(words)
+
+
+def format_words(words: tuple[str, ...]) -> str | list[str]:
+    """As a file would say it: a single one needs no list."""
+    return words[0] if len(words) == 1 else list(words)
+
+
+def parse_providers(value: object) -> tuple[str, ...]:
+    """Providers' names; whether there are such is seen where they are used. Raises ValueError."""
+    words = parse_words(value)
+    for alone, what in ((LOCAL, "is this computer"), (ANY, "is every cloud")):
+        if alone in words and len(words) > 1:
+            raise ValueError(f"{alone} {what}, so it can't stand beside others; write {alone}, or the clouds alone")
+    return words
+
+
+def parse_cidrs(value: object) -> tuple[str, ...]:
+    """Ranges of IPv4 addresses; a single address is itself. Raises ValueError."""
+    ranges: list[str] = []
+    for index, word in enumerate(parse_words(value)):
+        try:
+            ranges.append(str(ipaddress.IPv4Network(word)))
+        except ValueError:
+            message = f"should be IPv4 addresses such as 203.0.113.7 or 203.0.113.0/24; found {shown(word)}"
+            raise (BadItem(index, message) if isinstance(value, (list, tuple)) else ValueError(message)) from None
+    return tuple(ranges)
+
+
+def parse_id(value: object) -> str:
+    """A cloud's own id of something. Raises ValueError."""
+    text = parse_text(value).strip()
+    if not re.fullmatch(ID, text):
+        raise ValueError(f"should be the cloud's id of it, as its console shows; found {shown(value)}")
+    return text
+
+
+def parse_place(value: object) -> str:
+    """Where the engine's state lives, as Pulumi writes it: file://, s3://, ... Raises ValueError."""
+    text = parse_line(value)
+    if not re.fullmatch(PLACE, text):
+        raise ValueError(f"should be a place such as s3://bucket or file:///folder; found {shown(value)}")
     return text
 
 

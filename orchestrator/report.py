@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from infra.provider import Offer
+    from orchestrator.leftovers import Leftover, Survey
     from orchestrator.store import Session
     from orchestrator.visit import Seen
 
@@ -108,6 +110,9 @@ class Terminal:
         """The live bar; nothing where there is no terminal."""
         if not self.live_possible or not progress:
             return
+        if progress.get("moving") == "":
+            self.close()
+            return
         if self.bar is None:
             from rich.console import Console
             from rich.live import Live
@@ -148,14 +153,20 @@ def describe(proposal: Proposal) -> list[str]:
     gpus = f", {offer.gpus} x {offer.gpu}" if offer.gpus else ""
     spot = ", spot" if offer.spot else ""
     until = datetime.fromtimestamp(time.time() + proposal.lifetime_s).strftime("%Y-%m-%d %H:%M")
+    several = proposal.nodes > 1
+    each, count = (" each", f"{proposal.nodes} x ") if several else ("", "")
+    most = f", at most {proposal.at_most:.2f} {offer.currency}" if proposal.at_most else ""
     lines = [
         f"session   {proposal.session}",
-        f"machine   {proposal.title}, {offer.region}: {offer.instance_type}{gpus}"
+        f"{'machines' if several else 'machine '}  {count}{proposal.title}, {place(offer)}: {offer.instance_type}{gpus}"
         f", {offer.cpus} CPUs, {offer.memory_gib:g} GiB{spot}",
-        f"price     {offer.price}" + (f", at most {proposal.at_most:.2f} {offer.currency}" if proposal.at_most else ""),
+        f"price     {offer.price}{each}{most}",
         f"ends      {until} at the latest, by itself",
     ]
-    lines += [f"or else   {o.region}: {o.instance_type}, {o.price}" for o in proposal.offers[1:]]
+    if offer.price_source:
+        stock = {True: "; in stock", False: "; sold out", None: ""}[offer.in_stock]
+        lines.insert(3, f"said by   {offer.price_source}, {offer.price_date}{stock}")
+    lines += [f"or else   {o.provider} {place(o)}: {o.instance_type}, {o.price}" for o in proposal.offers[1:]]
     lines += [f"note      {caveat}" for caveat in proposal.caveats]
     return lines
 
@@ -182,6 +193,12 @@ def bar_line(progress: dict[str, Any], width: int) -> Table:
     words += [f"accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []
     words += [f"{speed:,.0f} images/s"] if speed is not None else []
     words += [f"batch {batch:.0f}/{batches:.0f}"]
+    if "moving" in progress:  # bytes, not epochs
+        moved, total, speed = (number(name) or 0 for name in ("bytes", "of", "bytes_per_s"))
+        done = moved / total if total > 0 else 0
+        words = [f"{moved / 2**20:,.0f} of {total / 2**20:,.0f} MiB", f"{speed / 2**20:,.1f} MiB/s"]
+        words += [f"{duration(left)} left"] if left is not None else []
+        words += [clean(str(progress["moving"]))]
     length = max(min(30, width - 60), 5)
     line = Table.grid(padding=(0, 1))
     text = Text("  ".join(words), no_wrap=True, overflow="crop")
@@ -203,14 +220,16 @@ def duration(seconds: float) -> str:
 
 
 def cost(session: Session) -> str:
-    """What the session has cost so far."""
-    machine = session.machine
-    if machine is None:
+    """What all machines of the session have cost so far."""
+    if not session.history:
         return "-"
-    amount = machine.cost(time.time())
-    if amount is None:
-        return "unknown"
-    return f"{amount:.2f} {machine.currency}".strip() if machine.price_per_hour else "free"
+    sums: dict[str, float] = {}
+    for machine in session.history:
+        amount = machine.cost(time.time())
+        if amount is None:
+            return "unknown"
+        sums[machine.currency] = sums.get(machine.currency, 0) + amount
+    return " + ".join(f"{amount:.2f} {currency}" for currency, amount in sums.items() if currency) or "free"
 
 
 def sessions_table(all_seen: list[Seen]) -> None:
@@ -230,7 +249,7 @@ def sessions_table(all_seen: list[Seen]) -> None:
         table.add_row(
             session.name,
             session.provider + " (simulated)" * session.simulated,
-            machine.instance_type if machine else "-",
+            (machine.instance_type + f" x {len(session.machines)}" * (len(session.machines) > 1)) if machine else "-",
             state,
             ends,
             cost(session),
@@ -253,28 +272,84 @@ def sessions_table(all_seen: list[Seen]) -> None:
 
 
 def offers_table(offers: list[Offer], problems: list[str]) -> None:
-    """Offers as `offers` lists them, with where each price is from; and who has none, and why."""
+    """Offers as `offers` lists them, with where each price is from and of when; and whose aren't of now, and why."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table("PROVIDER", "REGION", "TYPE", "GPUS", "CPUS", "MEMORY", "PRICE", box=SIMPLE_HEAD)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table("CLOUD", "REGION", "ZONE", "TYPE", "GPUS", "CPUS", "MEMORY", "PRICE", "STOCK", box=SIMPLE_HEAD)
     sources: list[str] = []
-    for one in offers[:SHOWN_OFFERS]:
+    rows = by_zones(offers)
+    for one, zones in rows[:SHOWN_OFFERS]:
         source = f"{one.price_source}, {one.price_date}".strip(", ")
         if source and source not in sources:
             sources.append(source)
         price = f"{one.price} [{sources.index(source) + 1}]" if source else one.price
-        gpus = f"{one.gpus} x {one.gpu}" if one.gpus else "-"
-        kind = one.instance_type + ("" if one.confirmed else " ?")
-        table.add_row(one.provider, one.region, kind, gpus, str(one.cpus), f"{one.memory_gib:g} GiB", Text(price))
+        table.add_row(
+            one.provider,
+            one.region,
+            zones,
+            one.instance_type + ("" if one.confirmed else " ?"),
+            gpus_of(one),
+            str(one.cpus),
+            f"{one.memory_gib:g} GiB",
+            Text(price),
+            {True: "yes", False: "no", None: "-"}[one.in_stock],
+        )
     console.print(table)
     lines = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
     if any(not one.confirmed for one in offers):
         lines.append("? nobody has yet seen the cloud itself offer this there")
-    if len(offers) > SHOWN_OFFERS:
-        lines.append(f"shown {SHOWN_OFFERS} of {len(offers)}; --json lists all")
+    if len(rows) > SHOWN_OFFERS:
+        lines.append(f"shown {SHOWN_OFFERS} of {len(rows)}; --json lists all")
     for line in [*lines, *problems]:
-        console.print(line, markup=False, highlight=False)
+        console.print(clean(line), markup=False, highlight=False)
+
+
+def leftovers_table(seen: Survey, chosen: list[Leftover]) -> None:
+    """What the clouds have, and what becomes of each; then what could not be asked, or isn't shown by any list."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    if seen.left:
+        table = Table("CLOUD", "REGION", "WHAT", "ID", "SESSION", "", "WHERE TO SEE IT", box=SIMPLE_HEAD)
+        for one in seen.left:
+            thing = one.thing
+            note = "to be removed" if one in chosen else f"kept: {one.whose or 'not named'}"
+            row = (one.provider, thing.region, thing.kind, thing.id, thing.session, note, thing.console_url)
+            table.add_row(*(Text(clean(word)) for word in row))
+        console.print(table)
+    lines = [f"asked     {name}: {', '.join(regions)}" for name, regions in seen.asked.items()]
+    lines += [f"not asked {name}: {why}" for name, why in seen.unasked.items()]
+    lines += [f"no answer {one}" for one in seen.unheard]
+    lines += [f"not shown {name}, by any of its lists: {', '.join(kinds)}" for name, kinds in seen.blind.items()]
+    for line in lines:
+        console.print(clean(line), markup=False, highlight=False)
+
+
+def by_zones(offers: list[Offer]) -> list[tuple[Offer, str]]:
+    """Offers that differ by their zone alone, as one, with their zones: "cn-hangzhou-i, -j"; "any": not known which."""
+    rows: dict[Offer, list[str]] = {}
+    for one in offers:
+        rows.setdefault(replace(one, zone=""), []).append("any" if "*" in one.zone else one.zone)
+    return [
+        (one, ", ".join([first, *(zone.removeprefix(one.region) for zone in others)]))
+        for one, (first, *others) in rows.items()
+    ]
+
+
+def place(offer: Offer) -> str:
+    """Where it is: the zone, else the region."""
+    known = offer.zone.startswith(offer.region) and "*" not in offer.zone
+    return offer.zone if known else offer.region
+
+
+def gpus_of(offer: Offer) -> str:
+    """The GPUs of an offer, with the memory of each."""
+    memory = f" {offer.gpu_memory_gib:g} GiB" if offer.gpu_memory_gib else ""
+    return f"{offer.gpus} x {offer.gpu}{memory}" if offer.gpus else "-"

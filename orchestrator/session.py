@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from infra import provider
@@ -15,6 +15,7 @@ from infra.errors import (
     BadRequest,
     CreateFailed,
     InfraError,
+    InUse,
     MayStillExist,
     MissingTool,
     NoCredentials,
@@ -22,17 +23,18 @@ from infra.errors import (
     NoStock,
     QuotaExceeded,
     UnknownProvider,
+    WrongClock,
 )
-from orchestrator.errors import Elsewhere, MayStillBill, OrchestrateError, Unreachable, UsageError
+from orchestrator.errors import Elsewhere, Locked, MayStillBill, OrchestrateError, Unreachable, UsageError
 from orchestrator.ssh import Host, generate_key
-from orchestrator.store import Session
+from orchestrator.store import MachineRow, Session
 
-CLIENT_KEY, HOST_KEY = "id_ed25519", "host_ed25519"
+CLIENT_KEY, HOST_KEY = KEYS = "id_ed25519", "host_ed25519"
 
 
-def connect(session: Session) -> Host:
-    """The session's machine; opens at first use. Raises UsageError where it has none yet, Unreachable."""
-    machine = session.machine
+def connect(session: Session, machine: MachineRow | None = None) -> Host:
+    """A machine of the session, by default its first; opens at first use. Raises UsageError where it has none yet."""
+    machine = machine or session.machine
     if machine is None:
         raise UsageError(
             f"session {session.name!r} has no machine: it was left {session.state}",
@@ -53,13 +55,13 @@ def load_cloud(name: str, simulated: bool) -> provider.Cloud:
         return provider.load(name, simulated)
 
 
-def check_same(session: Session, cloud: provider.Cloud, simulated: bool) -> None:
-    """Raises UsageError where the session is in another cloud, or on its way out."""
+def check_same(session: Session, clouds: Collection[str], simulated: bool) -> None:
+    """Raises UsageError where the session is in none of these clouds, or on its way out."""
     if session.state == "closing":
         raise UsageError(
             f"session {session.name!r} is being taken down", f"`orchestrate down {session.name}` finishes that"
         )
-    if (session.provider, session.simulated) != (cloud.name, simulated):
+    if session.provider not in clouds or session.simulated != simulated:
         where = f"the simulator's {session.provider}" if session.simulated else session.provider
         raise UsageError(
             f"session {session.name!r} is open in {where}",
@@ -74,11 +76,13 @@ def mapped() -> Iterator[None]:
         yield
     except MayStillExist as error:
         raise MayStillBill(f"{error}: {'; '.join(error.survivors)}", error.hint) from error
+    except InUse as error:
+        raise Locked(str(error), error.hint) from error
     except CreateFailed as error:
         raise OrchestrateError(f"{error}; nothing of it is left", error.hint) from error
     except (NoStock, QuotaExceeded, NoSpot, BadBid) as error:
         raise Elsewhere(str(error), error.hint) from error
-    except (BadRequest, UnknownProvider, NoCredentials, BadCredentials, MissingTool) as error:
+    except (BadRequest, UnknownProvider, NoCredentials, BadCredentials, MissingTool, WrongClock) as error:
         raise UsageError(str(error), error.hint) from error
     except InfraError as error:
         raise OrchestrateError(str(error), error.hint) from error
@@ -94,6 +98,11 @@ def keys(folder: Path) -> tuple[str, str, str]:
     client_public = (folder / f"{CLIENT_KEY}.pub").read_text().strip()
     host_public = (folder / f"{HOST_KEY}.pub").read_text().strip()
     return client_public, host_public, (folder / HOST_KEY).read_text()
+
+
+def seeded_key(session: Session) -> str:
+    """The public half of the host key that the session's machines were given."""
+    return (session.folder / f"{HOST_KEY}.pub").read_text().strip()
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -64,15 +64,25 @@ def load_key(path: Path) -> paramiko.PKey:
         ) from error
 
 
+def bare(line: str) -> str:
+    """A public key's line without its comment."""
+    return " ".join(line.split()[:2])
+
+
 class Host:
-    """One machine. Opens itself at the first use, closes as a context manager."""
+    """One machine. Opens itself at the first use, closes as a context manager.
+
+    `host_key` has a line for each key that the machine may show: one, and two or more while the key is replaced.
+    """
 
     def __init__(self, host: str, port: int, user: str, key: Path, host_key: str) -> None:
         self.host, self.port, self.user, self.key = host, port, user, key
-        self.host_key = " ".join(host_key.split()[:2])
+        self.pins = tuple(bare(line) for line in host_key.splitlines() if line.strip())
+        self.shown = ""  # the host key of the last connection, even where it was refused
         self._transport: paramiko.Transport | None = None
         self._parked: list[Wire] = []  # agents that ended well, for who asks next
         self._opening = threading.Lock()
+        self.retired = False
 
     def __str__(self) -> str:
         return f"{self.user}@{self.host}:{self.port}"
@@ -90,6 +100,11 @@ class Host:
             self._transport.close()
             self._transport = None
 
+    def retire(self) -> None:
+        """Closes it for good: who tries again on another thread is told so."""
+        self.retired = True
+        self.close()
+
     # ---- connecting ----
 
     @property
@@ -101,6 +116,8 @@ class Host:
             return self._transport
 
     def _connect(self) -> paramiko.Transport:
+        if self.retired:
+            raise Unreachable(f"{self} was left, since another machine failed, or all was interrupted")
         key = load_key(self.key)
         try:
             transport = paramiko.Transport(open_socket(self.host, self.port))
@@ -129,7 +146,8 @@ class Host:
         return transport
 
     def _check_host_key(self, shown: paramiko.PKey) -> None:
-        if f"{shown.get_name()} {shown.get_base64()}" != self.host_key:
+        self.shown = f"{shown.get_name()} {shown.get_base64()}"
+        if self.shown not in self.pins:
             raise Refused(
                 f"{self} shows another host key than the machine we made: {shown.fingerprint}",
                 "somebody may be in between, or the address now belongs to another machine; nothing was sent",
@@ -154,7 +172,7 @@ class Host:
     # ---- using ----
 
     def agent(self, timeout_s: float = 30) -> Wire:
-        """An agent on a channel of its own: one that was parked, else a new one, which takes 50 ms.
+        """An agent on a channel of its own: one that was parked, else a new one, which takes 50 ms (60 without -S).
 
         Raises MachineError where there is no Python, Unreachable.
         """
@@ -163,7 +181,7 @@ class Host:
             parked.timeout_s = timeout_s
             return parked
         channel = self._open_channel()
-        self._start(channel, f"exec python3 -X utf8 -u -c {shlex.quote(LOADER)}")  # names are UTF-8 in any locale
+        self._start(channel, f"exec python3 -S -X utf8 -u -c {shlex.quote(LOADER)}")  # names are UTF-8 in any locale
         return Wire(channel, timeout_s, park=self.park)
 
     def park(self, wire: Wire) -> None:

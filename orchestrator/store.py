@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ CREATE TABLE IF NOT EXISTS sessions (
     state TEXT NOT NULL,             -- creating, ready, closing, closed
     folder TEXT NOT NULL,            -- keys and the cloud's own state, mode 0700
     created_at REAL NOT NULL, expires_at REAL NOT NULL, closed_at REAL,
-    simulated INTEGER NOT NULL DEFAULT 0); -- 1: in the simulator, on this computer
+    simulated INTEGER NOT NULL DEFAULT 0, -- 1: in the simulator, on this computer
+    budget REAL,                     -- the most that it may cost until its expiry; NULL: none was set
+    resources TEXT NOT NULL DEFAULT ''); -- what was asked for, as the file's `resources`, JSON
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_session_a_name ON sessions (name) WHERE state <> 'closed';
 CREATE TABLE IF NOT EXISTS machines (
     id TEXT NOT NULL, session INTEGER NOT NULL REFERENCES sessions (id),
@@ -36,6 +38,8 @@ CREATE TABLE IF NOT EXISTS machines (
     region TEXT NOT NULL, instance_type TEXT NOT NULL,
     price_per_hour REAL,             -- NULL: unknown
     currency TEXT NOT NULL, created_at REAL NOT NULL, ended_at REAL,
+    node INTEGER NOT NULL DEFAULT 0, -- its place among the machines that were made together
+    private_address TEXT NOT NULL DEFAULT '', -- where the others of them reach it
     PRIMARY KEY (session, id));
 CREATE TABLE IF NOT EXISTS jobs (
     session INTEGER NOT NULL REFERENCES sessions (id), number INTEGER NOT NULL, run_id TEXT NOT NULL,
@@ -59,9 +63,15 @@ MEND = "it is where sessions are remembered: free some space, mend its permissio
 ENDED = ("succeeded", "failed", "stopped", "lost")
 
 
+ADDED = {  # columns that a record of an earlier version lacks
+    "sessions": {"simulated": "INTEGER NOT NULL DEFAULT 0", "budget": "REAL", "resources": "TEXT NOT NULL DEFAULT ''"},
+    "machines": {"node": "INTEGER NOT NULL DEFAULT 0", "private_address": "TEXT NOT NULL DEFAULT ''"},
+}
+
+
 @dataclass(frozen=True)
 class Session:
-    """A row of `sessions`, with its machine where there is one."""
+    """A row of `sessions`, with its machines."""
 
     id: int
     name: str
@@ -72,7 +82,19 @@ class Session:
     expires_at: float
     closed_at: float | None
     simulated: bool = False
-    machine: MachineRow | None = None
+    budget: float | None = None  # the most that it may cost until its expiry
+    resources: str = ""  # what was asked for: JSON
+    history: tuple[MachineRow, ...] = ()  # every machine that it ever had, oldest first
+
+    @property
+    def machines(self) -> tuple[MachineRow, ...]:
+        """Those that were made last, by their numbers: its machines now, or the last that it had."""
+        return tuple(row for row in self.history if row.created_at == self.history[-1].created_at)
+
+    @property
+    def machine(self) -> MachineRow | None:
+        """The first of them, where jobs are queued."""
+        return self.machines[0] if self.machines else None
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,8 @@ class MachineRow:
     currency: str
     created_at: float
     ended_at: float | None
+    node: int = 0
+    private_address: str = ""
 
     def cost(self, now: float) -> float | None:
         """What it has cost until now or its end; None where the price is unknown."""
@@ -153,8 +177,10 @@ class Store:
             )
             self.db.row_factory = sqlite3.Row
             self.db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON; {SCHEMA}")
-            if "simulated" not in {row["name"] for row in self.db.execute("PRAGMA table_info(sessions)")}:
-                self.db.execute("ALTER TABLE sessions ADD COLUMN simulated INTEGER NOT NULL DEFAULT 0")
+            for table, columns in ADDED.items():
+                there = {row["name"] for row in self.db.execute(f"PRAGMA table_info({table})")}
+                for column in columns.keys() - there:
+                    self.db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
         except (OSError, sqlite3.Error) as error:
             raise OrchestrateError(f"the record in {self.folder} can't be used: {error}", MEND) from error
         finally:
@@ -188,14 +214,10 @@ class Store:
         return self._session(rows[0]) if rows else None
 
     def _session(self, row: dict[str, Any]) -> Session:
-        machines = self._rows("SELECT * FROM machines WHERE session = ? ORDER BY created_at DESC LIMIT 1", row["id"])
-        machine = None
-        if machines:
-            del machines[0]["session"]
-            machine = MachineRow(**machines[0])
-        return Session(
-            **{**row, "folder": Path(row["folder"]), "machine": machine, "simulated": bool(row["simulated"])}
-        )
+        machines = self._rows("SELECT * FROM machines WHERE session = ? ORDER BY created_at, node", row["id"])
+        history = tuple(MachineRow(**{k: v for k, v in one.items() if k != "session"}) for one in machines)
+        folder, simulated = Path(row["folder"]), bool(row["simulated"])
+        return Session(**{**row, "folder": folder, "simulated": simulated, "history": history})
 
     def pick(self, name: str | None) -> Session:
         """The session a command means: the named one, or the only one. Raises UsageError."""
@@ -218,14 +240,22 @@ class Store:
             raise UsageError(f"{len(opened_now)} sessions are open: {listed}", "say which one, by its name")
         return opened_now[0]
 
-    def open_session(self, name: str, provider: str, expires_at: float, simulated: bool = False) -> Session:
+    def open_session(
+        self,
+        name: str,
+        provider: str,
+        expires_at: float,
+        simulated: bool = False,
+        budget: float | None = None,
+        resources: str = "",
+    ) -> Session:
         """Records that a session is about to be made, and makes its folder (0700)."""
         folder = self.folder / "sessions" / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._write(
-            "INSERT INTO sessions (name, provider, state, folder, created_at, expires_at, simulated) "
-            "VALUES (?,?,'creating',?,?,?,?)",
-            name, provider, str(folder), self.clock(), expires_at, int(simulated),
+            "INSERT INTO sessions (name, provider, state, folder, created_at, expires_at, simulated, budget, "
+            "resources) VALUES (?,?,'creating',?,?,?,?,?,?)",
+            name, provider, str(folder), self.clock(), expires_at, int(simulated), budget, resources,
         )  # fmt: skip
         session = self.find(name)
         assert session is not None
@@ -239,20 +269,35 @@ class Store:
             self._write("UPDATE machines SET ended_at = ? WHERE session = ? AND ended_at IS NULL", now, session.id)
         self.note(session, state)
 
-    def extend(self, session: Session, expires_at: float) -> None:
-        """Records another end of the session's machine."""
-        self._write("UPDATE sessions SET expires_at = ? WHERE id = ?", expires_at, session.id)
+    def extend(self, session: Session, expires_at: float, budget: float | None = None) -> None:
+        """Records another end of the session's machines, and another budget where there is one."""
+        change = "UPDATE sessions SET expires_at = ?, budget = COALESCE(?, budget) WHERE id = ?"
+        self._write(change, expires_at, budget, session.id)
 
-    def add_machine(self, session: Session, row: MachineRow) -> None:
-        """Records a machine as soon as it is known; the same one again changes nothing but where it is reached."""
-        self._write(
-            """INSERT INTO machines (session, id, host, port, user, host_key, region, instance_type, price_per_hour,
-               currency, created_at, ended_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)
-               ON CONFLICT (session, id) DO UPDATE SET host = excluded.host, port = excluded.port,
-               host_key = excluded.host_key, ended_at = NULL""",
-            session.id, row.id, row.host, row.port, row.user, row.host_key, row.region, row.instance_type,
-            row.price_per_hour, row.currency, row.created_at, row.ended_at,
-        )  # fmt: skip
+    def move(self, session: Session, provider: str) -> None:
+        """Records that the session is in another cloud from now on."""
+        self._write("UPDATE sessions SET provider = ? WHERE id = ?", provider, session.id)
+
+    def add_machines(self, session: Session, rows: list[MachineRow]) -> None:
+        """Records machines as soon as they are known, and that those before them have ended.
+
+        The same ones again change nothing but where they are reached.
+        """
+        with self._transaction():
+            before = "UPDATE machines SET ended_at = ? WHERE session = ? AND ended_at IS NULL"
+            self._write(before, rows[0].created_at, session.id)
+            for row in rows:
+                values = asdict(row)
+                self._write(
+                    f"INSERT INTO machines (session, {', '.join(values)}) VALUES (?{', ?' * len(values)}) "
+                    "ON CONFLICT (session, id) DO UPDATE SET host = excluded.host, port = excluded.port, "
+                    "host_key = excluded.host_key, ended_at = NULL",
+                    session.id, *values.values(),
+                )  # fmt: skip
+
+    def pin(self, session: Session, machine: MachineRow, host_key: str) -> None:
+        """Records the host key that a machine has to show from now on; during a rotation two, a line each."""
+        self._write("UPDATE machines SET host_key = ? WHERE session = ? AND id = ?", host_key, session.id, machine.id)
 
     def note(self, session: Session, what: str) -> None:
         """Adds to the session's story."""

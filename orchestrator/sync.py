@@ -9,7 +9,6 @@ relative to the results folder, step by step, without following a link.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,18 +18,49 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from orchestrator.arrivals import ASIDE, Arrivals, Partial, cannot_take, safe
+from orchestrator.arrivals import shown as shown
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, UsageError
-from orchestrator.wire import CHUNK, Wire, understood
+from orchestrator.wire import CHUNK, MachineError, Wire, understood
 
 MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
-OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch"})  # in the results folder, written by us
-PATH_MAX = 4096  # bytes; longer ones can be made, from folder to folder, and hardly be removed
+OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "usage.jsonl"})  # of a results folder
+SMALL = 1 << 16  # bytes: files up to this size travel many to a frame
 GIT_PLACES = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
 Say = Callable[[str], None]
+Tell = Callable[[dict[str, Any]], None]  # how a transfer does, as a Watcher's `progress` takes it
+
+
+class Meter:
+    """The bytes of a transfer as they pass; told a few times a second, once it has taken longer than a moment."""
+
+    def __init__(self, what: str, total: int, tell: Tell | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.what, self.total, self.tell, self.clock = what, total, tell, clock
+        self.moved, self.told = 0, False
+        self.started = clock()
+        self.due = self.started + 0.5
+
+    def add(self, size: int) -> None:
+        """So many bytes more."""
+        self.moved += size
+        now = self.clock()
+        if self.tell is None or now < self.due:
+            return
+        self.due, self.told = now + 0.2, True
+        speed = self.moved / (now - self.started)
+        left_s = max(self.total - self.moved, 0) / speed if speed else None
+        self.tell({"moving": self.what, "bytes": self.moved, "of": self.total, "bytes_per_s": speed, "eta_s": left_s})
+
+    def end(self) -> None:
+        """Nothing moves any more."""
+        if self.tell is not None and self.told:
+            self.tell({"moving": ""})
 
 
 # ---- push ---------------------------------------------------------------------------------------------------------
@@ -186,28 +216,94 @@ def every_file(root: Path) -> list[str]:
     return sorted(found)
 
 
-def push(wire: Wire, tree: Tree) -> Pushed:
-    """Makes the tree be on the machine, sending only content that isn't there. Raises MachineError, Unreachable."""
+def push(wire: Wire, tree: Tree, tell: Tell | None = None) -> Pushed:
+    """Makes the tree be on the machine, sending only content that isn't there. Raises MachineError, Unreachable.
+
+    A file that was half sent goes on from there; where what is there turns out wrong, it is sent as a whole.
+    """
     answer = wire.call("missing", tree=tree.id, digests=list(tree.sizes))
     with understood():
         if answer["tree"]:
             return Pushed(tree.id, len(tree.entries), 0, 0)
-        missing = [digest for digest in answer["missing"] if tree.origins[digest]]
+        missing = {digest: tree.sizes[digest] for digest in answer["missing"]}
+        sizes = {digest: int(answer["begun"].get(digest, 0)) for digest in missing}
+        begun = {digest: size for digest, size in sizes.items() if 0 < size <= missing[digest]}
     if missing:
-        wire.put((digest, chunks(tree.origins[digest], digest, tree.sizes[digest])) for digest in missing)
+        wire.call("prune", bytes=sum(missing.values()))
+        try:
+            send(wire, tree, missing, begun, tell)
+        except MachineError as error:
+            if error.kind != "damaged" or not begun:
+                raise
+            send(wire, tree, missing, {}, tell)
     wire.call("tree", tree=tree.id, entries=tree.entries)
-    return Pushed(tree.id, len(tree.entries), len(missing), sum(tree.sizes[digest] for digest in missing))
+    return Pushed(tree.id, len(tree.entries), len(missing), sum(missing.values()) - sum(begun.values()))
 
 
-def chunks(path: Path, digest: str, size: int) -> Iterator[bytes]:
-    """The file's content, which must still be what was hashed. Raises TransferIncomplete."""
-    got, left = hashlib.sha256(), size
-    with contextlib.suppress(OSError), path.open("rb") as file:  # one that is gone has changed too
-        while left >= 0 and (chunk := file.read(CHUNK)):
-            got.update(chunk)
+def send(wire: Wire, tree: Tree, missing: dict[str, int], begun: dict[str, int], tell: Tell | None) -> None:
+    """Sends this content (sizes by digest) but for what is there. Raises TransferIncomplete, MachineError."""
+    meter = Meter(f"to the machine: {tree.root.name}", sum(missing.values()) - sum(begun.values()), tell)
+    try:
+        wire.put(metered(stream(tree, missing, begun), meter))
+    except MachineError as error:
+        if error.kind == "damaged" and not begun:
+            raise TransferIncomplete(
+                f"a file of {shown(str(tree.root))} changed while it was sent", "run the same command again"
+            ) from error
+        raise
+    finally:
+        meter.end()
+
+
+Sent = tuple[dict[str, Any], Iterable[bytes]]  # a head, and the content that follows it
+
+
+def stream(tree: Tree, missing: dict[str, int], begun: dict[str, int]) -> Iterator[Sent]:
+    """The content as the agent's `put` takes it: small files in packs, large ones from where they were cut off."""
+    pack: list[tuple[str, bytes]] = []
+    for digest, size in missing.items():
+        if size > SMALL:
+            offset = begun.get(digest, 0)
+            yield {"digest": digest, "offset": offset}, chunks(tree.origins[digest], size, offset)
+            continue
+        pack.append((digest, b"".join(chunks(tree.origins[digest], size))))
+        if sum(len(data) for _, data in pack) >= CHUNK - SMALL or len(pack) == 500:
+            yield packed(pack)
+            pack = []
+    if pack:
+        yield packed(pack)
+
+
+def packed(pack: list[tuple[str, bytes]]) -> Sent:
+    """Many small files in one frame."""
+    return {"pack": [(digest, len(data)) for digest, data in pack]}, [b"".join(data for _, data in pack)]
+
+
+def metered(sent: Iterable[Sent], meter: Meter) -> Iterator[Sent]:
+    """The same, its bytes counted as they leave."""
+
+    def counted(content: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in content:
+            yield chunk
+            meter.add(len(chunk))
+
+    for head, content in sent:
+        yield head, counted(content)
+
+
+def chunks(path: Path, size: int, offset: int = 0) -> Iterator[bytes]:
+    """The file's `size` bytes from the offset on. Whether they are still what was hashed, the machine finds out.
+
+    Raises TransferIncomplete for one of another size.
+    """
+    left = size - offset
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:  # one that is gone has changed too
+        file.seek(offset)
+        while left > 0 and (chunk := file.read(min(CHUNK, left))):
             left -= len(chunk)
             yield chunk
-    if got.hexdigest() != digest:
+        left -= len(file.read(1))
+    if left:
         raise TransferIncomplete(
             f"{shown(str(path))} changed while it was sent", "run the same command again once it is at rest"
         )
@@ -226,6 +322,22 @@ class Pulled:
     skipped: list[str]
 
 
+def written(results: Path) -> list[str]:
+    """What of a results folder a job has written, by name: neither our own files, nor other machines' parts."""
+    names = every_file(results) if results.is_dir() else []
+    return [name for name in names if name not in OWN_FILES and not re.match(r"node-\d+/|\.", name)]
+
+
+def together(one: Pulled, other: Pulled, prefix: str) -> Pulled:
+    """Both, the other's paths below `prefix`."""
+    return Pulled(
+        {**one.files, **{prefix + path: file for path, file in other.files.items()}},
+        one.new_files + other.new_files,
+        one.new_bytes + other.new_bytes,
+        [*one.skipped, *(prefix + name for name in other.skipped)],
+    )
+
+
 @dataclass
 class Outputs:
     """The results folder of one job, as pulls fill it. Remembers what it has, so that nothing comes twice."""
@@ -233,11 +345,11 @@ class Outputs:
     folder: Path
     have: dict[str, str] = field(default_factory=dict)  # by path: the digest of what is at home
 
-    def pull(self, wire: Wire, job: int, patterns: list[str], final: bool) -> Pulled:
+    def pull(self, wire: Wire, job: int, patterns: list[str], final: bool, tell: Tell | None = None) -> Pulled:
         """Brings what the machine has and home hasn't.
 
-        While the job runs (`final` false) a file that changed under the pull comes as it was read, and again next
-        time. At the end each must be what the manifest says. Raises TransferIncomplete, Refused, Unreachable.
+        While the job runs (`final` false) a file that changed under the pull comes as it was read, or not, and again
+        next time. At the end each must be what the manifest says. Raises TransferIncomplete, Refused, Unreachable.
         """
         with locked(self.folder):
             manifest = wire.call("manifest", job=job, patterns=patterns)
@@ -248,12 +360,18 @@ class Outputs:
                         "name fewer under `outputs:`, or pack them into an archive in the job",
                     )
                 wanted = {safe(path): (int(size), str(digest)) for path, size, digest, _ in manifest["files"]}
-                skipped = [*map(str, manifest["skipped"]), *(OWN_FILES & wanted.keys())]
-            for path in OWN_FILES & wanted.keys():
+                marks = {path: str(mark) for path, _, _, mark in manifest["files"]}
+                ours = {path for path in wanted if path in OWN_FILES or path.split("/")[0] == ASIDE}
+                skipped = [*map(str, manifest["skipped"]), *ours]
+            for path in ours:
                 del wanted[path]
             new = [path for path, (_, digest) in wanted.items() if not self.holds(path, digest)]
-            self.check_space(sum(wanted[path][0] for path in new))
-            brought = self.receive(wire, job, new, wanted, final) if new else 0
+            brought = 0
+            if new:
+                try:
+                    brought = self.receive(wire, job, {path: (*wanted[path], marks[path]) for path in new}, final, tell)
+                except OSError as error:
+                    raise cannot_take(self.folder, error) from error
             return Pulled(wanted, len(new), brought, skipped)
 
     def holds(self, path: str, digest: str) -> bool:
@@ -276,117 +394,149 @@ class Outputs:
                 "free some space, then `orchestrate pull`; the machine is kept",
             )
 
-    def receive(self, wire: Wire, job: int, names: list[str], wanted: dict[str, tuple[int, str]], final: bool) -> int:
-        """Takes the files of one stream, each written aside, synced, then renamed into its place."""
-        total, left = 0, set(names)
-        partial: Partial | None = None
-        try:
-            for kind, value in wire.get(job, [(name, 0) for name in names]):
-                if kind == "data":
-                    if partial is None:
-                        raise Refused("the machine sent data of no file")
-                    partial.write(value)
-                    total += len(value)
-                elif "path" in value:
-                    path = str(value["path"])
-                    if partial is not None or path not in left:
-                        raise Refused(f"the machine sent a file that wasn't asked for: {shown(path)}")
-                    left.remove(path)
-                    if "gone" in value and final:
-                        raise TransferIncomplete(f"{shown(path)} went away on the machine: {shown(str(value['gone']))}")
-                    if "gone" not in value:
-                        with understood():
-                            size = wanted[path][0] if final else int(value["size"])
-                        partial = Partial(self.folder, path, size)
-                elif partial is None:
-                    raise Refused("the machine sent a digest of no file")
-                else:
-                    came = str(value.get("digest"))
-                    self.have[partial.path] = partial.finish(came, wanted[partial.path][1] if final else came)
-                    partial = None
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise TransferIncomplete(
-                f"the disk of {self.folder} is full" if full else f"{self.folder} can't take it: {error.strerror}",
-                "free some space, then `orchestrate pull`; the machine is kept" if full else "",
-            ) from error
-        finally:
-            if partial is not None:
-                partial.discard()
-        if left or partial is not None:
-            raise TransferIncomplete(
-                f"the machine sent {len(names) - len(left)} of {len(names)} files", "`orchestrate pull` tries again"
-            )
+    def receive(
+        self, wire: Wire, job: int, wanted: dict[str, tuple[int, str, str]], final: bool, tell: Tell | None
+    ) -> int:
+        """Takes these files, (size, digest, mark) by path; returns how many bytes came. Raises OSError too.
+
+        One that was cut off before goes on; where that turns out wrong, it comes as a whole.
+        """
+        total = 0
+        with Arrivals(self.folder) as arrivals:
+            try:
+                begun = arrivals.begun({path: digest for path, (_, digest, _) in wanted.items()})
+                begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path][0]}
+                needed = sum(size for size, _, _ in wanted.values()) - sum(begun.values())
+                self.check_space(needed)
+                meter = Meter(f"from the machine: {self.folder.name}", needed, tell)
+                try:
+                    while wanted:
+                        stream = Incoming(arrivals, wanted, begun, final)
+                        asked = [(path, begun.get(path, 0), digest, mark) for path, (_, digest, mark) in wanted.items()]
+                        total += stream.take(wire.get(job, asked), meter)
+                        wanted, begun = {path: wanted[path] for path in stream.wrong}, {}
+                finally:
+                    meter.end()
+                arrivals.settle()
+            finally:
+                self.have.update(arrivals.settled)
         return total
 
 
-class Partial:
-    """A file on its way home: in the results folder under a name of its own until it is whole.
+class Incoming:
+    """The answer to one `get`, file by file. What isn't of its form, or wasn't asked for, is Refused."""
 
-    Folders are opened one by one relative to the one above, and never through a link.
-    """
+    def __init__(
+        self, arrivals: Arrivals, wanted: dict[str, tuple[int, str, str]], begun: dict[str, int], final: bool
+    ) -> None:
+        self.arrivals, self.wanted, self.begun, self.final = arrivals, wanted, begun, final
+        self.left = set(wanted)
+        self.partial: Partial | None = None  # the large file that is coming
+        self.pack: list[tuple[str, int, str]] = []  # the small ones whose content is next
+        self.wrong: list[str] = []  # went on where they were cut off, and should not have
 
-    def __init__(self, folder: Path, path: str, limit: int) -> None:
-        self.path, self.limit, self.size, self.digest = path, limit, 0, hashlib.sha256()
-        *folders, self.name = safe(path).split("/")
-        self.folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    def take(self, frames: Iterator[tuple[str, Any]], meter: Meter) -> int:
+        """Takes all of it; returns how many bytes came."""
+        total = 0
         try:
-            for name in folders:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=self.folder_fd)
-                deeper = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.folder_fd)
-                os.close(self.folder_fd)
-                self.folder_fd = deeper
-            # Of the name only its hash: a name that is as long as names can be leaves no room for more.
-            self.aside = f".{hashlib.sha256(os.fsencode(self.name)).hexdigest()[:16]}.orchestrate-partial"
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.aside, dir_fd=self.folder_fd)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            self.file = os.fdopen(os.open(self.aside, flags, 0o666, dir_fd=self.folder_fd), "wb")
-        except BaseException as error:
-            os.close(self.folder_fd)
-            if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise Refused(
-                    f"{shown(path)} would be written through a link or a file in {folder}",
-                    "move what is in the way, then `orchestrate pull`",
-                ) from error
+            for kind, value in frames:
+                if kind == "data":
+                    self.data(value)
+                    total += len(value)
+                    meter.add(len(value))
+                elif self.pack:
+                    raise Refused("the machine announced small files and sent something else")
+                elif "pack" in value:
+                    self.pack = self.announced(value)
+                elif "path" in value:
+                    self.head(value)
+                else:
+                    self.end(value)
+        except (Refused, TransferIncomplete, OSError):
+            if self.partial is not None:
+                self.partial.drop()
+                self.partial = None
             raise
-
-    def write(self, chunk: bytes) -> None:
-        """Takes the next bytes. Raises Refused for more of them than announced."""
-        self.size += len(chunk)
-        if self.size > self.limit:
-            raise Refused(f"the machine sent more of {shown(self.path)} than it announced")
-        self.digest.update(chunk)
-        self.file.write(chunk)
-
-    def finish(self, sent: str, must_be: str) -> str:
-        """Checks, syncs and renames; returns the digest. Raises TransferIncomplete, with nothing changed."""
-        got = self.digest.hexdigest()
-        if got != sent or got != must_be:
+        finally:
+            if self.partial is not None:
+                self.partial.leave()
+        if self.left or self.partial is not None or self.pack:
             raise TransferIncomplete(
-                f"{shown(self.path)} arrived otherwise than the machine says it is", "`orchestrate pull` tries again"
+                f"the machine sent {len(self.wanted) - len(self.left)} of {len(self.wanted)} files",
+                "`orchestrate pull` tries again",
             )
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        try:
-            os.rename(self.aside, self.name, src_dir_fd=self.folder_fd, dst_dir_fd=self.folder_fd)
-        except IsADirectoryError as error:
-            raise Refused(
-                f"{shown(self.path)} is a folder at home and a file on the machine", "move the folder, then pull again"
-            ) from error
-        self.discard()
-        return got
+        return total
 
-    def discard(self) -> None:
-        """Leaves nothing of it but what was renamed."""
-        with contextlib.suppress(OSError):  # what a full disk refused, it refuses again
-            self.file.close()
-        if self.folder_fd >= 0:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.aside, dir_fd=self.folder_fd)
-            os.close(self.folder_fd)
-            self.folder_fd = -1
+    def asked_for(self, path: str) -> str:
+        """The path, which is now taken. Raises Refused."""
+        if self.partial is not None or path not in self.left:
+            raise Refused(f"the machine sent a file that wasn't asked for: {shown(path)}")
+        self.left.remove(path)
+        return path
+
+    def announced(self, head: dict[str, Any]) -> list[tuple[str, int, str]]:
+        """What a pack holds."""
+        with understood():
+            pack = [(str(path), int(size), str(digest)) for path, size, digest in head["pack"]]
+        for path, size, _ in pack:
+            self.asked_for(path)
+            if not 0 <= size <= SMALL:
+                raise Refused(f"the machine announced an impossible size of {shown(path)}")
+        return pack
+
+    def head(self, head: dict[str, Any]) -> None:
+        """The beginning of a file of its own, or that it can't be had."""
+        path = self.asked_for(str(head["path"]))
+        if "gone" in head:
+            if self.final:
+                raise TransferIncomplete(f"{shown(path)} went away on the machine: {shown(str(head['gone']))}")
+            return
+        with understood():
+            size, offset = int(head["size"]), int(head.get("offset", 0))
+            if offset not in (0, self.begun.get(path, 0)):
+                raise ValueError(offset)
+        limit = self.wanted[path][0] if self.final else size
+        self.partial = self.arrivals.begin(path, self.wanted[path][1], limit, offset)
+
+    def data(self, data: bytes) -> None:
+        """The next bytes of a large file, or the content of a pack."""
+        if self.partial is not None:
+            self.partial.write(data)
+            return
+        if not self.pack or sum(size for _, size, _ in self.pack) != len(data):
+            raise Refused("the machine sent data of no file")
+        pack, self.pack, at = self.pack, [], 0
+        for path, size, digest in pack:
+            limit = self.wanted[path][0] if self.final else size
+            self.partial = self.arrivals.begin(path, self.wanted[path][1], limit)
+            self.partial.write(data[at : at + size])
+            at += size
+            self.finish(digest)
+
+    def end(self, head: dict[str, Any]) -> None:
+        """The end of a large file."""
+        if self.partial is None or "digest" not in head:
+            raise Refused("the machine sent a digest of no file")
+        if head["digest"] is None and not self.final:  # it changed while it was read; the next pull brings it
+            self.partial.drop()
+            self.partial = None
+        else:
+            self.finish(str(head["digest"]))
+
+    def finish(self, digest: str) -> None:
+        """Checks a file that has come. Raises TransferIncomplete."""
+        partial, self.partial = self.partial, None
+        assert partial is not None
+        if partial.is_whole(digest, self.wanted[partial.path][1]) if self.final else partial.is_whole(digest):
+            self.arrivals.finish(partial)
+            return
+        partial.drop()
+        if not partial.resumed:
+            raise TransferIncomplete(
+                f"{shown(partial.path)} arrived otherwise than the machine says it is",
+                "`orchestrate pull` tries again",
+            )
+        self.wrong.append(partial.path)
 
 
 @contextlib.contextmanager
@@ -398,24 +548,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def safe(path: str) -> str:
-    """The path, if it is one below a folder and nothing else. Raises Refused."""
-    parts = path.split("/")
-    if "\0" in path or any(part in ("", ".", "..") for part in parts) or not can_be(path):
-        raise Refused(f"the machine named a path outside its outputs: {shown(path)}", "nothing of it was written")
-    return path
-
-
-def can_be(path: str) -> bool:
-    """Whether a file here can be named so at all."""
-    try:
-        return len(os.fsencode(path)) < PATH_MAX
-    except UnicodeEncodeError:
-        return False
-
-
-def shown(path: str) -> str:
-    """A machine's path for a person's eyes: control characters and escapes made visible."""
-    return ascii(path) if not path.isprintable() else path

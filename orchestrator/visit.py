@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import jobs, payload, sync
+from orchestrator import jobs, lifecycle, sync
 from orchestrator.errors import OrchestrateError, UsageError
-from orchestrator.lifecycle import finish
+from orchestrator.fleet import Fleet
+from orchestrator.lifecycle import bring_home, finish
 from orchestrator.session import connect
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
@@ -44,10 +45,10 @@ def logs(store: Store, session: Session, job: Job, watcher: Watcher, follow: boo
         store.update_job(job, shown=log.size)
         log.close()
         return job
-    with connect(session) as host:
+    with Fleet(session) as fleet:
         if follow:
-            return finish(host, store, job, watcher, offset)
-        with host.agent() as wire:
+            return finish(fleet, store, session, job, watcher, offset)
+        with fleet.first.agent() as wire:
             jobs.bring_log(wire, store, job)
     log = jobs.Log(job.results)
     for piece in log.read(offset):
@@ -60,19 +61,21 @@ def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:
     """What the job has written so far; everything, verified, where it has ended."""
     if session.state == "closed":
         raise UsageError(f"session {session.name!r} is closed", f"what came home of it is in {job.results}")
-    with connect(session) as host, host.agent() as wire:
-        jobs.refresh(wire, store, [job])
-        job = store.reread(job)
-        pulled = jobs.bring_home(wire, store, job, final=job.ended)
-    return pulled, store.reread(job)
+    with Fleet(session) as fleet:
+        with fleet.first.agent() as wire:
+            jobs.refresh(wire, store, [job])
+            job = store.reread(job)
+            if not job.ended:
+                return jobs.bring_home(wire, store, job, final=False), store.reread(job)
+        return bring_home(fleet, store, job), store.reread(job)
 
 
 def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
     """Ends the job, with its grace, and brings its results home. One that has ended already stays as it ended."""
     if session.state == "closed":
         raise UsageError(f"session {session.name!r} is closed", "its jobs have ended")
-    with connect(session) as host, host.agent() as wire:
-        jobs.stop(wire, store, job, payload.setting(job, "stop_grace", 30), watcher.say)
+    with Fleet(session) as fleet:
+        lifecycle.stop(fleet, store, job, watcher)
         if not store.reread(job).pulled:
-            jobs.bring_home(wire, store, job, final=True)
+            bring_home(fleet, store, job, watcher.progress)
     return store.reread(job)

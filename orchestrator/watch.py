@@ -17,6 +17,7 @@ class Proposal:
     offers: list[Offer]  # the one to be rented, and those tried in its stead where it can't be had
     lifetime_s: float
     caveats: list[str]  # what has to be known before saying yes
+    nodes: int = 1
 
     @property
     def offer(self) -> Offer:
@@ -25,10 +26,11 @@ class Proposal:
 
     @property
     def at_most(self) -> float | None:
-        """What it can cost until its expiry, in the offer's currency; None where the price is unknown."""
+        """What all machines can cost until their expiry, in the offer's currency; None where the price is unknown."""
         from infra.catalog import cost_until  # it reads CSV, which most commands never do
 
-        return cost_until(self.offer, self.lifetime_s)
+        cost = cost_until(self.offer, self.lifetime_s)
+        return None if cost is None else cost * self.nodes
 
 
 class Watcher(Protocol):
@@ -44,4 +46,10 @@ class Watcher(Protocol):
         """The next bytes of the job's log, as the job wrote them."""
 
     def progress(self, progress: dict[str, Any] | None) -> None:
-        """The job's own progress: epoch (those done), epochs, batch, batches, loss, accuracy, ... or None."""
+        """The job's own progress: epoch (those done), epochs, batch, batches, loss, accuracy, ... or None.
+
+        Or a transfer's: what is `moving` ("" once it is over), bytes, of, bytes_per_s, eta_s.
+        """
+
+    def close(self) -> None:
+        """No more of the log will come: shows a last line that had no end."""

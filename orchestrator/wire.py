@@ -92,7 +92,7 @@ class Wire:
                 raise Refused("the machine sent more of the log than it was asked for")
         return answer, bytes(data)
 
-    def get(self, job: int, files: list[tuple[str, int]]) -> Iterator[tuple[Literal["head", "data"], Any]]:
+    def get(self, job: int, files: list[tuple[str, int, str, str]]) -> Iterator[tuple[Literal["head", "data"], Any]]:
         """The agent's `get`: heads are dicts (a file's beginning, or its digest), data are bytes."""
         self.call("get", job=job, files=files)
         for kind, body in self._stream():
@@ -104,24 +104,32 @@ class Wire:
                 raise machine_error(head)
             yield "head", head
 
-    def put(self, blobs: Iterable[tuple[str, Iterable[bytes]]]) -> int:
-        """The agent's `put`: digests with their content. Returns how many it took."""
+    def put(self, blobs: Iterable[tuple[dict[str, Any], Iterable[bytes]]]) -> int:
+        """The agent's `put`: heads with what follows each. Returns how many it took. Raises MachineError."""
         self._write(frame(b"J", json.dumps({"op": "put"}).encode()))
         batch = bytearray()
-        for digest, chunks in blobs:
-            batch += frame(b"J", json.dumps({"digest": digest}).encode())
-            squeeze = True
+        for head, chunks in blobs:
+            batch += frame(b"J", json.dumps(head).encode())
             for chunk in chunks:
-                small = zlib.compress(chunk, 1) if squeeze else chunk
-                squeeze = len(small) < len(chunk) * 0.9
-                batch += frame(b"Z", small) if squeeze else frame(b"D", chunk)
+                small = zlib.compress(chunk, 1) if shrinks(chunk) else chunk
+                batch += frame(b"Z", small) if len(small) < len(chunk) * 0.9 else frame(b"D", chunk)
                 if len(batch) > CHUNK:
                     if self.channel.recv_ready():  # it answers before the end: it can't take more
-                        self._answer()
+                        with self._in_step():
+                            self._answer()
                     self._write(batch)
                     batch.clear()
         self._write(batch + frame(b"E"))
         return int(self._answer()["taken"])
+
+    @contextlib.contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """Around an answer that came while we were sending: after an error the agent waits for the end of that."""
+        try:
+            yield
+        except MachineError:
+            self._write(frame(b"E"))
+            raise
 
     # ---- frames ----
 
@@ -143,7 +151,8 @@ class Wire:
                 said = self._stderr()
                 raise Unreachable("the connection to the machine broke" + (f": {said[-2000:]}" if said else ""))
             self.buffer += chunk
-        data = bytes(self.buffer[:length])
+        with memoryview(self.buffer) as whole, whole[:length] as first:
+            data = bytes(first)
         del self.buffer[:length]
         return data
 
@@ -200,6 +209,12 @@ def exit_code(channel: paramiko.Channel, timeout_s: float) -> int:
 def frame(kind: bytes, body: bytes | bytearray = b"") -> bytes:
     """One frame in its wire form."""
     return struct.pack(">cI", kind, len(body)) + body
+
+
+def shrinks(chunk: bytes) -> bool:
+    """Whether compressing is worth it, by three samples: on what doesn't shrink zlib is slower than most networks."""
+    sample = b"".join(chunk[at : at + 1024] for at in range(0, len(chunk), max(len(chunk) // 3, 1024)))
+    return len(zlib.compress(sample, 1)) < len(sample) * 0.9
 
 
 def parse(body: bytes) -> dict[str, Any]:

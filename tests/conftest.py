@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from infra.simulator.cloud import Simulator
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -31,6 +34,14 @@ def sshd() -> str:
     if found is None:
         pytest.skip("no real sshd here, and it can't be installed: not root, or no apt-get")
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_keyring() -> Iterator[None]:
+    """No test reads or writes the keyring of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+        yield
 
 
 @pytest.fixture(params=["builtin", "openssh"])
@@ -120,7 +131,7 @@ def end_everything(home: Path) -> None:
     if not (home / "record.db").exists():
         return
     for session in Store(home).sessions():
-        provider.load(session.provider).destroy(session.name, session.folder, lambda line: None)
+        provider.load(session.provider, session.simulated).destroy(session.name, session.folder, lambda line: None)
 
 
 @pytest.fixture
@@ -137,6 +148,24 @@ def eventually() -> Callable[..., Any]:
         raise AssertionError(f"not within {deadline_s} s")
 
     return wait
+
+
+@pytest.fixture
+def cloud(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
+    """An empty simulated cloud; it must be empty again when the test ends."""
+    home = cli.folder.parent / "simulator"
+    monkeypatch.setenv("ORCHESTRATE_SIMULATOR", str(home))
+    for name in [name for name in os.environ if name.startswith(("ALIBABA_", "ALICLOUD_", "TENCENTCLOUD_", "HW_"))]:
+        monkeypatch.delenv(name)
+    from infra import engine
+    from infra.simulator.cloud import Simulator
+
+    engine.install(print)
+    simulator = Simulator(home)
+    yield simulator
+    left = simulator.leftovers()
+    simulator.reset()
+    assert left == [], "the cloud has something left"
 
 
 def survivors(home: Path) -> list[str]:

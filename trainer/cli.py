@@ -1,21 +1,23 @@
 """The commands of `python -m trainer`. The only place that prints errors and decides the exit code."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trainer.errors import TrainerError
+from trainer.options import takes_fields
 
 # Everything that takes time is imported by the command that needs it: `--help` answers in a quarter of a second.
 
 app = typer.Typer(
     name="trainer",
-    help="Train an image classifier, and look at what it learnt.",
+    help="Train a model on images, text or sound, and look at what it learnt.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -24,7 +26,10 @@ app = typer.Typer(
 
 Data = Annotated[
     str | None,
-    typer.Option(help="digits, cifar10, or folder:PATH (images by class, with train/ and test/ or without). [digits]"),
+    typer.Option(
+        help="digits, cifar10, folder:PATH (images by class, with train/ and test/ or without); pydoc, text:PATH (text "
+        "to go on with); stdlib, textfolder:PATH (texts by class); tones, speech:PATH (recordings by class). [digits]"
+    ),
 ]
 DataRoot = Annotated[
     Path | None,
@@ -41,44 +46,27 @@ Device = Annotated[
 
 
 @app.command()
+@takes_fields
 def train(
-    data: Data = None,
-    data_root: DataRoot = None,
-    cache_dir: CacheDir = None,
-    model: Annotated[str | None, typer.Option(help="The model. [lenet]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Times through the data. [10; digits 30]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step. [100; digits 50]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [0.001; digits 0.02]")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Momentum. [0.9]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the weights and of the order. [0]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Train on the first N images only.")] = None,
-    device: Device = None,
-    threads: Annotated[int | None, typer.Option(help="Of the CPU. More help where nothing else runs. [1]")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The run's folder. [$ORCHESTRATE_OUTPUTS, or runs/<data>-<model>-seed<seed>]"),
-    ] = None,
-    resume: Annotated[
-        bool | None,
-        typer.Option("--resume/--no-resume", help="Go on from the folder's checkpoint, or start over. [--resume]"),
-    ] = None,
-    checkpoint_every: Annotated[
-        str | None,
-        typer.Option(help="Steps or epochs between checkpoints, e.g. 500steps. [1epoch]"),
-    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="A run's config.json to repeat; options given beside it win over it."),
     ] = None,
+    **fields: object,
 ) -> None:
     """Train LeNet: without options on scikit-learn's digits, where nothing is to be downloaded."""
-    given = {name: value for name, value in locals().items() if name != "config" and value is not None}
+    given = {name: value for name, value in fields.items() if value is not None}
     from trainer.stopping import StopSignals
 
     with StopSignals() as stop:  # before torch is imported: a signal in these 3 s counts too
         from trainer.config import configure, read_fields
 
         configuration = configure({**(read_fields(config) if config else {}), **given})
+        if configuration.framework == "tensorflow":
+            from trainer import keras_lenet
+
+            keras_lenet.train(configuration, stop)
+            return
         from trainer.train import train
 
         train(configuration, stop)
@@ -93,15 +81,141 @@ def test(
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Test a run: loss, accuracy, a table by class, the confusion matrix."""
+    """Test a run: loss, accuracy, a table by class, the confusion matrix, calibration; perplexity for text."""
     moved = {"data": data, "data_root": data_root, "cache_dir": cache_dir, "device": device}
-    from trainer.evaluate import evaluate_run, lines
+    from trainer.evaluate import evaluate_run, lines, told
 
     run = evaluate_run(out, {name: value for name, value in moved.items() if value is not None})
     if as_json:
-        print(json.dumps({"accuracy": run.evaluation.accuracy, **asdict(run.evaluation), "classes": run.classes}))
+        print(json.dumps(told(run)))
     else:
-        print("\n".join([f"weights {run.weights}", *lines(run.evaluation, run.classes)]))
+        print("\n".join(lines(run)))
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="The folder of a run that learnt text.")],
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "The ",
+    length: Annotated[int, typer.Option(help="Bytes to go on for.", min=1)] = 300,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest each time; 1: as expected.", min=0)] = 0.7,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
+    device: Device = None,
+) -> None:
+    """Let a language model go on with a text."""
+    from trainer.generate import generate
+
+    print(generate(out, prompt, length, temperature, seed, device or "auto"))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The run's folder.")],
+    to: Annotated[
+        list[str],
+        typer.Option(help="safetensors, torch, onnx, int8, caffe, edge; several with commas, or several times."),
+    ],
+    folder: Annotated[Path | None, typer.Option(help="Where the exports go. [OUT/exports]")] = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Write a run's model for other programs, each export compared with the model in its own runtime."""
+    kinds = [kind.strip() for each in to for kind in each.split(",") if kind.strip()]
+    from trainer.exports.export import export
+
+    export(out, kinds, folder, _moved(data, data_root, cache_dir, None), partial(print, flush=True))
+
+
+@app.command()
+def serve(
+    out: Annotated[Path, typer.Option(help="A run's folder, an edge bundle, or an exported .onnx file.")],
+    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    device: Device = None,
+    threads: Annotated[int, typer.Option(help="Of the CPU.", min=1, max=256)] = 1,
+    max_batch: Annotated[int, typer.Option(help="Requests that share a forward pass, at most.", min=1)] = 64,
+    batch_ms: Annotated[float, typer.Option(help="How long the first of a batch waits for others.", min=0)] = 3,
+    max_body_mb: Annotated[float, typer.Option(help="The largest request.", min=0.001)] = 10,
+    max_megapixels: Annotated[float, typer.Option(help="The largest picture, unpacked.", min=0.001)] = 40,
+) -> None:
+    """Answer predictions over HTTP: POST a picture to /predict, or open the page and drop one."""
+    from trainer.serving.server import serve
+
+    serve(
+        out,
+        host,
+        port,
+        device=device or "auto",
+        threads=threads,
+        most_in_batch=max_batch,
+        wait_s=batch_ms / 1000,
+        body_bytes=int(max_body_mb * 1_000_000),
+        most_pixels=int(max_megapixels * 1_000_000),
+        say=partial(print, flush=True),
+    )
+
+
+RunFolder = Annotated[Path, typer.Option("--out", help="The run's folder.")]
+
+
+@app.command()
+def report(
+    out: RunFolder, data: Data = None, data_root: DataRoot = None, cache_dir: CacheDir = None, device: Device = None
+) -> None:
+    """Make the run's report.html anew: curves, mistakes, examples, configuration, in one page."""
+    from trainer.report import report_run
+
+    print(f"report in {report_run(out, _moved(data, data_root, cache_dir, device))}")
+
+
+@app.command()
+def explain(
+    out: RunFolder,
+    method: Annotated[str, typer.Option(help="saliency, integrated-gradients or grad-cam.")] = "saliency",
+    count: Annotated[int, typer.Option(min=1, help="How many of the worst mistakes.")] = 12,
+    data: Data = None,
+    data_root: DataRoot = None,
+    cache_dir: CacheDir = None,
+    device: Device = None,
+) -> None:
+    """Explain a run's worst mistakes: what its answers hang on, as pictures and JSON in RUN/explanations."""
+    from trainer.explain import explain_run
+
+    explain_run(out, method, count, _moved(data, data_root, cache_dir, device), print)
+
+
+@app.command()
+def attack(
+    out: RunFolder,
+    method: Annotated[str, typer.Option(help="fgsm or pgd.")] = "pgd",
+    epsilon: Annotated[
+        str, typer.Option(help="How far each pixel may move, several with commas.")
+    ] = "2/255,4/255,8/255",
+    data: Data = None,
+    data_root: DataRoot = None,
+    cache_dir: CacheDir = None,
+    device: Device = None,
+) -> None:
+    """Attack a run's model: its accuracy on images that were changed on purpose, beside the clean one."""
+    from trainer.robustness import attack_run
+
+    attack_run(out, method, epsilon.split(","), _moved(data, data_root, cache_dir, device), print)
+
+
+@app.command()
+def membership(
+    out: RunFolder, data: Data = None, data_root: DataRoot = None, cache_dir: CacheDir = None, device: Device = None
+) -> None:
+    """Measure how well a run's model gives away what it was trained on."""
+    from trainer.membership import lines, membership_run
+
+    print("\n".join(lines(membership_run(out, _moved(data, data_root, cache_dir, device)))))
+
+
+def _moved(data: str | None, data_root: Path | None, cache_dir: Path | None, device: str | None) -> dict[str, object]:
+    """What is not here as config.json has it."""
+    told = {"data": data, "data_root": data_root, "cache_dir": cache_dir, "device": device}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainerError as error:
         from trainer.progress import record_reason
 
-        print(f"{'stopped' if error.reason == 'stopped' else 'error'}: {error}", file=sys.stderr, flush=True)
+        if error.reason != "stopped" or os.environ.get("RANK", "0") == "0":  # of many processes that stop one says it
+            print(f"{'stopped' if error.reason == 'stopped' else 'error'}: {error}", file=sys.stderr, flush=True)
         if error.reason:
             record_reason(error.reason)
         return error.exit_code

@@ -4,6 +4,8 @@ TrainerError
 ├── BadInput                2    what was asked for can't be done as asked
 │   ├── BadConfig           2    an option or a configuration file isn't valid
 │   ├── UnknownModel        2    no model of that name
+│   ├── BadModel            2    the model doesn't fit the data, or can't be made
+│   ├── BadExport           2    the run can't be exported or served in the form asked for
 │   ├── MissingDevice       2    the device asked for isn't here
 │   ├── MissingPackage      2    a Python package that the run needs isn't installed
 │   ├── BadOutput           2    the output folder can't be written
@@ -13,6 +15,7 @@ TrainerError
 │   └── BadRun              2    the run folder doesn't hold what is asked of it
 │       ├── CorruptCheckpoint 2  a checkpoint can't be read
 │       └── OtherRun        2    the folder holds a run of another configuration
+├── ExportDiffers           1    what was exported doesn't answer as the model does
 ├── Diverged                3    the loss is no number any more
 └── Stopped           143/130    a signal asked for the end: SIGTERM or SIGINT
 """
@@ -50,6 +53,14 @@ class UnknownModel(BadInput):
     """No model of that name."""
 
 
+class BadModel(BadInput):
+    """The model doesn't fit the data, or can't be made."""
+
+
+class BadExport(BadInput):
+    """The run can't be exported or served in the form asked for."""
+
+
 class MissingDevice(BadInput):
     """The device asked for isn't here."""
 
@@ -84,6 +95,10 @@ class CorruptCheckpoint(BadRun):
 
 class OtherRun(BadRun):
     """The folder holds a run of another configuration."""
+
+
+class ExportDiffers(TrainerError):
+    """What was exported doesn't answer as the model does; the file was removed."""
 
 
 class Diverged(TrainerError):

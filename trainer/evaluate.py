@@ -1,111 +1,212 @@
-"""How good a model is: loss, accuracy, and which classes it takes for which."""
+"""How good a model is: its loss, how often it is right, what it takes for what, how well it knows its own doubt."""
 
+import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from trainer import checkpoint, data, device, models
-from trainer.config import configure, read_fields
+from trainer import data, device
+from trainer.config import TrainConfig
 from trainer.data import Data
 from trainer.errors import BadRun
+from trainer.runs import load_run
+from trainer.tasks import LANGUAGE, Task
 
-BATCH = 1000  # images: 12 MB of pixels
+BATCH = 1000  # examples, of at most as many numbers as that many small pictures
+VALUES = BATCH * 3 * 32 * 32
+BINS = 15  # of confidence, as in Guo et al., 2017
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Answers of a like confidence (a mean, from 0 to 1): how many there are, and the share of them that is right."""
+
+    confidence: float
+    accuracy: float
+    count: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`confusion[true][predicted]` counts images; `loss` is the mean cross-entropy."""
+    """`confusion[true][predicted]` counts answers, and is empty where the next byte is told.
+
+    `loss` is the mean cross-entropy. `calibration_error` is the expected one: how far confidence and accuracy are
+    apart, over the bins that hold anything, weighted by what they hold.
+    """
 
     loss: float
     correct: int
     count: int
     confusion: tuple[tuple[int, ...], ...]
+    calibration_error: float
+    calibration: tuple[Bin, ...]
 
     @property
     def accuracy(self) -> float:
         """From 0 to 1."""
         return self.correct / self.count
 
+    @property
+    def perplexity(self) -> float:
+        """Among how many equally likely answers a model as unsure would have to guess."""
+        return math.exp(min(self.loss, 700))
+
+    @property
+    def bits_per_token(self) -> float:
+        """The loss in bits; where tokens are bytes, bits per byte: what a text would take, packed by this model."""
+        return self.loss / math.log(2)
+
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data) -> Evaluation:
-    """The model's loss and predictions on all of the test split, which lies on the model's device."""
-    split, classes = data.test, len(data.classes)
+    """The model's loss and answers on all of the test split."""
+    split, classes, where = data.test, data.shape.classes, next(model.parameters()).device
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=split.targets.device)
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=split.targets.device)
-    for start in range(0, len(split), BATCH):
-        labels = split.targets[start : start + BATCH]
-        logits = model(data.task.prepare(split.inputs[start : start + BATCH]))
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+    loss = torch.zeros((), dtype=torch.float64, device=where)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=where)
+    bins = torch.zeros(3, BINS, dtype=torch.float64, device=where)
+    size = batch_size(data)
+    for start in range(0, len(split), size):
+        inputs = split.inputs[start : start + size].to(where)
+        targets = split.targets[start : start + size].to(where).flatten().to(torch.int64)
+        logits = model(data.task.prepare(inputs)).flatten(0, -2)
+        loss += F.cross_entropy(logits, targets, reduction="sum")
+        predicted = logits.argmax(1)
+        confusion += torch.bincount(targets * classes + predicted, minlength=classes * classes)
+        bins += _binned(logits, predicted == targets)
     model.train(was_training)
-    table = confusion.view(classes, classes).cpu()
-    correct, count = int(table.diagonal().sum()), len(split)
-    return Evaluation(float(loss) / count, correct, count, tuple(tuple(row) for row in table.tolist()))
+    table, counts = confusion.view(classes, classes).cpu(), bins.cpu()
+    return Evaluation(
+        loss=float(loss) / split.count,
+        correct=int(table.diagonal().sum()),
+        count=split.count,
+        confusion=tuple(tuple(row) for row in table.tolist()) if data.classes else (),
+        calibration_error=float((counts[0] - counts[1]).abs().sum()) / split.count,
+        calibration=tuple(
+            Bin(confidence / count, right / count, int(count))
+            for confidence, right, count in counts.T.tolist()
+            if count
+        ),
+    )
+
+
+def batch_size(data: Data) -> int:
+    """Examples that are evaluated at once: as many as take the memory of a thousand small pictures."""
+    outputs = data.shape.classes * (data.test.count // len(data.test))
+    return max(1, min(BATCH, VALUES // max(math.prod(data.shape.inputs), outputs)))
+
+
+def _binned(logits: Tensor, right: Tensor) -> Tensor:
+    """For each bin the confidences' sum, how many are right, and how many there are."""
+    confidence = logits.softmax(1).amax(1).double()
+    at = (confidence * BINS).long().clamp_(0, BINS - 1)
+    each = torch.stack([confidence, right.double(), torch.ones_like(confidence)])
+    return torch.zeros(3, BINS, dtype=torch.float64, device=logits.device).index_add_(1, at, each)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run's model, in evaluation mode on its device, and its data."""
+
+    model: nn.Module
+    config: TrainConfig
+    data: Data
+    weights: Path
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """An evaluation, of which weights, over which classes."""
+    """An evaluation, of which weights, over which classes, of which kind of data."""
 
     evaluation: Evaluation
     weights: Path
     classes: tuple[str, ...]
+    task: Task
 
 
-def evaluate_run(out: Path, moved: Mapping[str, object]) -> RunEvaluation:
-    """Evaluate the newest weights in a run's folder; `moved` are fields that differ here, such as the data's place.
+def open_run(out: Path, moved: Mapping[str, object]) -> OpenRun:
+    """The newest weights in a run's folder, and its data; `moved` are fields that differ here, such as its place.
 
     Raises BadRun, CorruptCheckpoint, BadData.
     """
-    if not (out / "config.json").exists():
-        raise BadRun(f"{out} holds no run: there is no config.json in it", "Give the folder of a run: --out RUN.")
-    config = configure({**read_fields(out / "config.json"), **moved, "out": out})
-    where = device.pick(config.device)
-    device.settle(where, config.seed, config.threads)
-    weights = next((out / name for name in (checkpoint.NAME, "model.pt") if (out / name).exists()), None)
-    if weights is None:
-        raise BadRun(f"{out} holds no weights yet", "Let it train for an epoch, or give another --out.")
-    held = checkpoint.read(weights)
-    held = held.get("model", held)  # a checkpoint has them under a name, model.pt is nothing else
-    images = data.load(config, where, lambda line: print(line, file=sys.stderr, flush=True))
-    model = models.build(config.model, len(images.classes))
-    try:
-        model.load_state_dict(held)
-    except (RuntimeError, TypeError):
+    run = load_run(out, moved)
+    where = device.pick(run.config.device)
+    device.settle(where, run.config.seed, run.config.threads)
+    held = data.load(run.config, where, lambda line: print(line, file=sys.stderr, flush=True))
+    if (held.shape, held.classes) != (run.shape, run.classes):
         raise BadRun(
-            f"the weights in {weights} are not of {config.model} with {len(images.classes)} classes",
-            "Give the data that the run was trained on.",
-        ) from None
-    return RunEvaluation(evaluate(model.to(where), images), weights, images.classes)
+            f"the run's model was made for {run.shape} with the classes {', '.join(run.classes) or 'of text'}; "
+            f"this data is {held.shape} with {', '.join(held.classes) or 'those of text'}",
+            "Give the data that the run was trained on, or data of the same kind, size and classes.",
+        )
+    return OpenRun(run.model.to(where).eval(), run.config, held, run.weights_path)
 
 
-def lines(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
-    """The evaluation as a page of text: the whole, a table by class, the confusion matrix."""
-    width = max(5, *map(len, classes))
-    page = [
-        f"test loss {evaluation.loss:.4f}",
-        f"test accuracy {evaluation.accuracy:.4f} ({evaluation.correct} of {evaluation.count})",
-        "",
-        f"{'class':<{width}}  images  found  precision",
-    ]
+def evaluate_run(out: Path, moved: Mapping[str, object]) -> RunEvaluation:
+    """Evaluate the newest weights in a run's folder. Raises BadRun, CorruptCheckpoint, BadData."""
+    run = open_run(out, moved)
+    return RunEvaluation(evaluate(run.model, run.data), run.weights, run.data.classes, run.data.task)
+
+
+def told(run: RunEvaluation) -> dict[str, object]:
+    """All of it for JSON; what is only said of text is None elsewhere."""
+    found, language = run.evaluation, run.task is LANGUAGE
+    return {
+        "task": run.task.name,
+        "weights": str(run.weights),
+        "accuracy": found.accuracy,
+        "perplexity": found.perplexity if language else None,
+        "bits_per_byte": found.bits_per_token if language else None,
+        **asdict(found),
+        "classes": run.classes,
+    }
+
+
+# ---- as a page of text
+
+
+def lines(run: RunEvaluation) -> list[str]:
+    """The whole, then for classes a table and the confusion matrix, then the calibration."""
+    found = run.evaluation
+    page = [f"weights {run.weights}", f"test loss {found.loss:.4f}"]
+    if run.task is LANGUAGE:
+        page.append(f"perplexity {found.perplexity:.3f}, {found.bits_per_token:.3f} bits per byte")
+    page.append(f"test accuracy {found.accuracy:.4f} ({found.correct} of {found.count})")
+    if run.classes:
+        page += ["", *_by_class(found, run.classes, run.task.units), "", *_confusion(found, run.classes)]
+    return [*page, "", *_calibration(found, run.task.units)]
+
+
+def _by_class(found: Evaluation, classes: tuple[str, ...], units: str) -> list[str]:
+    width, column = max(5, *map(len, classes)), max(6, len(units))
+    page = [f"{'class':<{width}}  {units:>{column}}  found  precision"]
     for at, name in enumerate(classes):
-        row = evaluation.confusion[at]
-        called = sum(other[at] for other in evaluation.confusion)
-        page.append(f"{name:<{width}}  {sum(row):>6}  {_percent(row[at], sum(row))}  {_percent(row[at], called):>9}")
-    cell = max(len(str(max(map(max, evaluation.confusion)))), len(str(len(classes) - 1))) + 1
-    page += ["", "confusion: rows are what an image is, columns what it was taken for, numbered as the rows"]
+        row = found.confusion[at]
+        called = sum(other[at] for other in found.confusion)
+        shares = f"{_percent(row[at], sum(row))}  {_percent(row[at], called):>9}"
+        page.append(f"{name:<{width}}  {sum(row):>{column}}  {shares}")
+    return page
+
+
+def _confusion(found: Evaluation, classes: tuple[str, ...]) -> list[str]:
+    width = max(5, *map(len, classes))
+    cell = max(len(str(max(map(max, found.confusion)))), len(str(len(classes) - 1))) + 1
+    page = ["confusion: rows are what it is, columns what it was taken for, numbered as the rows"]
     page.append(" " * (width + 5) + "".join(f"{at:>{cell}}" for at in range(len(classes))))
     for at, name in enumerate(classes):
-        page.append(f"{name:<{width}} {at:>3} " + "".join(f"{count:>{cell}}" for count in evaluation.confusion[at]))
+        page.append(f"{name:<{width}} {at:>3} " + "".join(f"{count:>{cell}}" for count in found.confusion[at]))
     return page
+
+
+def _calibration(found: Evaluation, units: str) -> list[str]:
+    page = [f"calibration error {found.calibration_error:.4f}", f"confidence  right  {units:>8}"]
+    return page + [f"{each.confidence:>10.1%}  {each.accuracy:5.1%}  {each.count:>8}" for each in found.calibration]
 
 
 def _percent(part: int, whole: int) -> str:

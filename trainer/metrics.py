@@ -29,6 +29,18 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class Privacy:
+    """What the weights of a private training give away after so many steps."""
+
+    epsilon: float
+    delta: float
+    noise: float
+    clip: float
+    sampling_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """What came of a run, as summary.json has it."""
 
@@ -49,11 +61,26 @@ class Summary:
     torch: str
     torchvision: str | None
     python: str
+    privacy: Privacy | None = None
+
+
+def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
+    """The one of the highest test accuracy, of several the first."""
+    return max(records, key=lambda record: record.test_accuracy)
 
 
 def write_metrics(folder: Path, records: Sequence[EpochRecord]) -> None:
     """One JSON line an epoch. Always the whole file: after a resume no epoch is there twice. Raises OSError."""
     files.replace_text(folder / "metrics.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in records))
+
+
+def epoch_line(record: EpochRecord, epochs: int, units: str) -> str:
+    """One epoch, e.g. "epoch  3/10  loss 1.7012  test loss 1.6500  accuracy 41.7 %  9,800 images/s"."""
+    return (
+        f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  loss {record.train_loss:.4f}  "
+        f"test loss {record.test_loss:.4f}  accuracy {100 * record.test_accuracy:.1f} %  "
+        f"{record.images_per_s:,.0f} {units}/s"
+    )
 
 
 class Board:

@@ -8,35 +8,30 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import nn
 
-from trainer import device
+from trainer import checkpoint, device
 from trainer.checkpoint import State
 from trainer.config import TrainConfig
 from trainer.data import Data
-from trainer.metrics import EpochRecord, Summary
+from trainer.distributed import World
+from trainer.metrics import Privacy, Summary, best_of
 from trainer.progress import Report
 
 
-def header(config: TrainConfig, data: Data, state: State, where: torch.device) -> list[str]:
+def header(config: TrainConfig, data: Data, state: State, where: torch.device, world: World) -> list[str]:
     """The lines before the first epoch."""
     count = torch.get_num_threads()
     threads = f" ({count} thread{'s' if count > 1 else ''})" if where.type == "cpu" else ""
-    counts = f"{len(data.train):,} training and {len(data.test):,} test images, {len(data.classes)} classes"
+    counts = f"{data.train.count:,} training and {data.test.count:,} test {data.task.units}"
+    kinds = f"{len(data.classes)} classes" if data.classes else f"{data.shape.vocabulary} different"
+    more = [f"{name.replace('_', ' ')} {getattr(config, name)}" for name in checkpoint.SAME if _is_told(config, name)]
+    processes = "" if world.alone else f", {world.size} processes" + ", weights sharded" * config.shard
     return [
-        f"device  {device.describe(where)}{threads}",
-        f"data    {data.name}: {counts}",
+        f"device  {device.describe(where)}{threads}{processes}",
+        f"data    {data.name}: {counts}, {kinds}",
         f"model   {config.model}: {parameter_count(state.model):,} parameters",
         f"recipe  {config.epochs} epochs, batch {config.batch_size}, lr {config.lr:g}, momentum {config.momentum:g}, "
-        f"seed {config.seed}",
+        f"seed {config.seed}" + "".join(f", {each}" for each in more),
     ]
-
-
-def epoch_line(record: EpochRecord, epochs: int) -> str:
-    """One epoch, e.g. "epoch  3/10  loss 1.7012  test loss 1.6500  accuracy 41.7 %  9,800 images/s"."""
-    return (
-        f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  loss {record.train_loss:.4f}  "
-        f"test loss {record.test_loss:.4f}  accuracy {100 * record.test_accuracy:.1f} %  "
-        f"{record.images_per_s:,.0f} images/s"
-    )
 
 
 def last_lines(config: TrainConfig, summary: Summary) -> list[str]:
@@ -75,14 +70,17 @@ def report(config: TrainConfig, state: State, phase: str) -> Report:
     )
 
 
-def summarise(config: TrainConfig, data: Data, state: State, where: torch.device) -> Summary:
-    """What came of the run, from its last epoch."""
-    last, seconds = state.records[-1], sum(record.seconds for record in state.records)
+def summarise(
+    config: TrainConfig, data: Data, state: State, where: torch.device, privacy: Privacy | None = None
+) -> Summary:
+    """What came of the run, from its last epoch; with --patience, from its best."""
+    last = best_of(state.records) if config.patience else state.records[-1]
+    seconds = sum(record.seconds for record in state.records)
     return Summary(
         test_accuracy=last.test_accuracy,
-        test_correct=round(last.test_accuracy * len(data.test)),
-        test_count=len(data.test),
-        train_count=len(data.train),
+        test_correct=round(last.test_accuracy * data.test.count),
+        test_count=data.test.count,
+        train_count=data.train.count,
         data=data.name,
         classes=data.classes,
         model=config.model,
@@ -90,13 +88,21 @@ def summarise(config: TrainConfig, data: Data, state: State, where: torch.device
         epochs=len(state.records),
         seed=config.seed,
         seconds=round(seconds, 3),
-        images_per_s=round(len(state.records) * len(data.train) / seconds, 1),
+        images_per_s=round(len(state.records) * data.train.count / seconds, 1),
         device=device.describe(where),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         torchvision=_version("torchvision"),
         python=platform.python_version(),
+        privacy=privacy,
     )
+
+
+def _is_told(config: TrainConfig, name: str) -> bool:
+    """Whether a part of the recipe is worth a word: it isn't as it always is, and the line has no place for it yet."""
+    field = TrainConfig.model_fields[name]
+    always = ("model", "model_options", "batch_size", "lr", "momentum", "seed", "limit")
+    return name not in always and getattr(config, name) != field.default
 
 
 def parameter_count(model: nn.Module) -> int:

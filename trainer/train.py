@@ -1,14 +1,16 @@
 """The training run, from a configuration to a folder of results. Reads from top to bottom.
 
-The arithmetic is that of the plain PyTorch script (ToTensor, Normalize, a reshuffled DataLoader, SGD), step by step;
-only the overhead around it is gone: one uint8 tensor instead of a picture at a time, one fused kernel for the update.
+Unless more is asked for, the arithmetic is that of the plain PyTorch script (ToTensor, Normalize, a reshuffled
+DataLoader, SGD), step by step; only the overhead around it is gone: one tensor as it is stored instead of a picture at
+a time, one fused kernel for the update.
 """
 
 import math
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,20 +18,32 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from trainer import checkpoint, data, device, files, models, telling
+from trainer import augment, checkpoint, data, device, distributed, files, models, optim, runs, telling, tracing
+from trainer.average import Average
 from trainer.checkpoint import State
 from trainer.config import TrainConfig
-from trainer.data import Data
+from trainer.data import Data, feed
+from trainer.distributed import World
 from trainer.errors import BadOutput, Diverged, Stopped
-from trainer.evaluate import evaluate
-from trainer.metrics import Board, EpochRecord, Summary, write_metrics
-from trainer.optim import SGD
+from trainer.evaluate import OpenRun, evaluate
+from trainer.metrics import Board, EpochRecord, Summary, best_of, epoch_line, write_metrics
+from trainer.precision import Precision
+from trainer.privacy import PrivateSteps
 from trainer.progress import Progress, Report
+from trainer.step import Stepper
 from trainer.stopping import StopSignals
+from trainer.tracing import Tracer
 
 CHECK_STEPS = 100  # between looks at the losses: each look waits for the device, so not every step
 
-WRITTEN = ("config.json", "metrics.jsonl", "model.pt", "summary.json", checkpoint.NAME, checkpoint.PREVIOUS)
+WHITENED = 5000  # images: more change nothing
+BEST = "best.pt"  # with --patience: the weights of the best epoch so far
+
+WRITTEN = (
+    *("config.json", runs.FACTS, "metrics.jsonl", "model.pt", BEST, "summary.json", tracing.NAME),
+    *("report.html", "robustness.json", "membership.json"),
+    *(checkpoint.NAME, checkpoint.PREVIOUS),
+)
 
 
 @dataclass(frozen=True)
@@ -39,9 +53,12 @@ class Run:
     config: TrainConfig
     data: Data
     state: State
+    world: World
+    stepper: Stepper
     board: Board
     progress: Progress
     stop: StopSignals
+    say: Callable[[str], None]
 
 
 def say_line(line: str) -> None:
@@ -51,71 +68,119 @@ def say_line(line: str) -> None:
 
 def train(config: TrainConfig, stop: StopSignals | None = None, say: Callable[[str], None] = say_line) -> Summary:
     """Train as `config` says, or go on from the checkpoint in its folder. Raises TrainerError."""
+    with distributed.recorded():
+        world = distributed.from_environment()
+        where = device.pick(config.device, world.local_rank)
+        progress = Progress.from_environment() if world.leads else Progress(None)
+
+        def tell(line: str) -> None:
+            if world.leads:
+                progress.clear()
+                say(line)
+
+        with distributed.joined(world, where):
+            return train_together(config, world, where, progress, stop or StopSignals(), tell)
+
+
+def train_together(
+    config: TrainConfig,
+    world: World,
+    where: torch.device,
+    progress: Progress,
+    stop: StopSignals,
+    say: Callable[[str], None],
+) -> Summary:
+    """The run, as each of its processes does it; mostly there is one. Raises TrainerError."""
     # ---- the machine
-    stop = stop or StopSignals()
-    where = device.pick(config.device)
     device.settle(where, config.seed, config.threads)
-    progress = Progress.from_environment()
     progress.write(Report(epochs=config.epochs))
 
     # ---- the data
-    images = data.load(config, where, say)
-    batches = math.ceil(len(images.train) / config.batch_size)
+    with distributed.one_after_another(world):
+        held = data.load(config, where, say)
+    augment.check(config, held.shape)
+    batches = math.ceil(len(held.train) / config.batch_size)
 
     # ---- the model and the optimiser
-    model = models.build(config.model, len(images.classes)).to(where)
-    if where.type == "cpu":
-        model = model.to(memory_format=torch.channels_last)
-    optimiser = SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
-    state = State(model, optimiser, losses=torch.zeros(batches, device=where))
-    for line in telling.header(config, images, state, where):
+    layout = device.layout(where, config.precision, config.channels_last, config.shard)
+    model = models.build(config.model, held.shape, config.model_options).to(where).to(memory_format=layout)
+    if whiten := getattr(model, "whiten", None):  # a first layer that is made from the data
+        whiten(held.task.prepare(held.train.inputs[:WHITENED].to(where)))
+    forward = distributed.wrap(world, model, shard=config.shard)
+    state = State(
+        model=model,
+        optimiser=optim.build(config, model),
+        precision=Precision(config.precision, where),
+        average=Average(model, config.ema) if config.ema else None,
+        losses=torch.zeros(batches, device=where),
+    )
+    private = PrivateSteps(state, config, len(held.train), world) if config.private_noise else None
+    called = torch.compile(forward) if config.compile else forward
+    stepper = Stepper(config, held, state, world, called, layout, private)
+    for line in telling.header(config, held, state, where, world):
         say(line)
 
     # ---- the folder, and where an earlier start left off
     board = Board(config.out)
-    prepare_folder(config)
+    if world.leads:
+        prepare_folder(config)
+    distributed.wait_for_all(world)
     if (config.out / checkpoint.NAME).exists():
-        checkpoint.restore(config.out, state, config, images.fingerprint)
+        checkpoint.restore(config.out, state, config, held.fingerprint)
         say(f"resumed from {config.out / checkpoint.NAME}: {telling.position(config, state)} done")
-    with writing(config.out):
-        files.replace_json(config.out / "config.json", config.model_dump(mode="json"))
-        write_metrics(config.out, state.records)
-    run = Run(config, images, state, board, progress, stop)
+    run = Run(config, held, state, world, stepper, board, progress, stop, say)
+    if world.leads:
+        with writing(config.out):
+            files.replace_json(config.out / "config.json", config.model_dump(mode="json"))
+            runs.write_facts(config.out, held)
+            write_metrics(config.out, state.records)
 
     # ---- the epochs
     stop.deferred = True  # from here on a signal waits for the end of the step
+    tracer = Tracer(config.out, config.profile and world.leads)
     try:
         stop_if_asked(run)
-        while state.epoch < config.epochs:
-            take_steps(run)
-            say(telling.epoch_line(end_epoch(run), config.epochs))
+        while not has_ended(run):
+            take_steps(run, tracer)
+            say(epoch_line(end_epoch(run), config.epochs, held.task.units))
+            if private:
+                say(private.line(state.epoch * batches))
             stop_if_asked(run)
     finally:
         run.board.close()
+        tracer.close()
 
     # ---- the results
-    summary = telling.summarise(config, images, state, where)
-    with writing(config.out):
-        files.replace(config.out / "model.pt", lambda file: torch.save(model.state_dict(), file))
-        files.replace_json(config.out / "summary.json", asdict(summary))
+    spent = private.spent(state.epoch * batches) if private else None
+    summary = telling.summarise(config, held, state, where, spent)
+    weights = checkpoint.tested_weights(state)
+    if world.leads:
+        with writing(config.out):
+            if config.patience:
+                weights = checkpoint.read(config.out / BEST)
+            files.replace(config.out / "model.pt", lambda file: torch.save(weights, file))
+            files.replace_json(config.out / "summary.json", asdict(summary))
+        write_report(run)
     progress.write(telling.report(config, state, "done"))
     for line in telling.last_lines(config, summary):
         say(line)
     return summary
 
 
-def take_steps(run: Run) -> None:
+def take_steps(run: Run, tracer: Tracer) -> None:
     """What is left of the epoch's steps. Raises Diverged; Stopped, with the state saved."""
-    config, state, split, task = run.config, run.state, run.data.train, run.data.task
+    config, state, split, world = run.config, run.state, run.data.train, run.world
     order = epoch_order(config.seed, state.epoch, len(split)).to(split.targets.device)
-    batches, parameters = len(state.losses), state.optimiser.parameters
+    picks = order[state.step * config.batch_size :].split(config.batch_size)  # type: ignore[no-untyped-call]
+    batches = len(state.losses)
+    if run.stepper.private:
+        picks = run.stepper.private.picks(range(state.epoch * batches + state.step, (state.epoch + 1) * batches))
+    shares = [world.share(pick) for pick in picks]
     checked, started = state.step, time.perf_counter() - state.seconds
-    while state.step < batches:
-        index = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
-        logits = state.model(task.prepare(split.inputs[index]))
-        loss = task.loss(logits, split.targets[index], 0.0)
-        state.optimiser.step(torch.autograd.grad(loss, parameters))
-        state.losses[state.step] = loss.detach()
+    batch = feed.batches(split, shares, state.losses.device, stream=config.stream)
+    for pick, (inputs, targets) in zip(picks, batch, strict=True):
+        tracer.step()
+        state.losses[state.step] = run.stepper.take(inputs, targets, len(pick))
         state.step += 1
 
         if state.step - checked >= CHECK_STEPS or state.step == batches:
@@ -127,43 +192,62 @@ def take_steps(run: Run) -> None:
         if state.step < batches:  # the end of an epoch has its own checkpoint, after the evaluation
             if config.checkpoint_steps and (state.epoch * batches + state.step) % config.checkpoint_steps == 0:
                 save(run)
-            stop_if_asked(run)
+            if world.alone or state.step % distributed.STOP_STEPS == 0:
+                stop_if_asked(run)
 
 
 def end_epoch(run: Run) -> EpochRecord:
     """Evaluate, keep, and turn to the next epoch. Raises Diverged."""
     config, state = run.config, run.state
     run.progress.write(telling.report(config, state, "evaluating"))
-    found = evaluate(state.model, run.data)
-    if not math.isfinite(found.loss):
-        diverge(run, state.step, f"test loss is {found.loss}")
+    with state.average.in_place() if state.average else nullcontext(), state.precision.cast():
+        found = evaluate(state.model, run.data)
+    loss, accuracy = distributed.told_by_first(run.world, [found.loss, found.accuracy], state.losses.device)
+    if not math.isfinite(loss):
+        diverge(run, state.step, f"test loss is {loss}")
     record = EpochRecord(
         epoch=state.epoch + 1,
         train_loss=mean_loss(state.losses, config.batch_size, len(run.data.train)),
-        test_loss=found.loss,
-        test_accuracy=found.accuracy,
-        images_per_s=round(len(run.data.train) / state.seconds, 1),
+        test_loss=loss,
+        test_accuracy=accuracy,
+        images_per_s=round(run.data.train.count / state.seconds, 1),
         seconds=round(state.seconds, 3),
     )
     state.records.append(record)
     state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
-    if state.epoch % config.checkpoint_epochs == 0 or state.epoch == config.epochs:
+    if config.patience and best_of(state.records) is record:
+        weights = checkpoint.tested_weights(state)
+        if run.world.leads:
+            with writing(config.out):
+                files.replace(config.out / BEST, lambda file: torch.save(weights, file))
+    if state.epoch % config.checkpoint_epochs == 0 or has_ended(run):
         save(run)
-    with writing(config.out):
-        write_metrics(config.out, state.records)
-        run.board.add(record)
+    if run.world.leads:
+        with writing(config.out):
+            write_metrics(config.out, state.records)
+            run.board.add(record)
     run.progress.write(telling.report(config, state, "training"))
     return record
 
 
+def has_ended(run: Run) -> bool:
+    """Whether all epochs are done, the target is reached, or it has got no better for too long."""
+    config, records = run.config, run.state.records
+    if run.state.epoch >= config.epochs:
+        return True
+    if config.target_accuracy and records and best_of(records).test_accuracy >= config.target_accuracy:
+        return True
+    return bool(config.patience and records and run.state.epoch - best_of(records).epoch >= config.patience)
+
+
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """A permutation of the images for one epoch, from the seed and the epoch alone: a resume needs no history."""
+    """A permutation of the examples for one epoch, from the seed and the epoch alone: a resume needs no history."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)  # no two alike below a million epochs
     return torch.randperm(count, generator=generator)
 
 
 def mean_loss(losses: Tensor, batch_size: int, count: int) -> float:
-    """The mean over images of the batches' mean losses; the last batch may be smaller."""
+    """The mean over examples of the batches' mean losses; the last batch may be smaller."""
     sizes = torch.full((len(losses),), batch_size, dtype=torch.float64)
     sizes[-1] = count - batch_size * (len(losses) - 1)
     return float((losses.cpu().double() * sizes).sum() / count)
@@ -176,7 +260,7 @@ def prepare_folder(config: TrainConfig) -> None:
     """Make the output folder; with --no-resume, remove what an earlier run wrote. Raises BadOutput."""
     with writing(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
-        if not config.resume:
+        if not config.resume and not distributed.restarts():
             for path in [config.out / name for name in WRITTEN] + list(config.out.glob("events.out.tfevents.*")):
                 path.unlink(missing_ok=True)
 
@@ -193,13 +277,26 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
+def write_report(run: Run) -> None:
+    """Write report.html. It tells of what is done and written: without it the run is as good, so nothing ends here."""
+    try:
+        from trainer import report  # only now: nothing of it may delay the first step
+
+        model = models.build(run.config.model, run.data.shape, run.config.model_options)
+        model.load_state_dict(checkpoint.read(run.config.out / "model.pt"))
+        model = model.to(run.state.losses.device).eval()
+        report.write(OpenRun(model, run.config, run.data, run.config.out / "model.pt"))
+    except Exception as error:
+        run.say(f"note: no report could be made: {error}")
+
+
 def save(run: Run) -> Path:
     """Write the checkpoint, unless it would hold what is no number. Raises Diverged, BadOutput."""
     check_losses(run, 0)
     if not all(bool(parameter.isfinite().all()) for parameter in run.state.optimiser.parameters):
         diverge(run, run.state.step, "a weight is nan or inf")
     with writing(run.config.out):
-        return checkpoint.save(run.config.out, run.state, run.config, run.data.fingerprint)
+        return checkpoint.save(run.config.out, run.state, run.config, run.data.fingerprint, run.world)
 
 
 def check_losses(run: Run, start: int) -> None:
@@ -224,12 +321,13 @@ def diverge(run: Run, step: int, what: str) -> NoReturn:
 
 def stop_if_asked(run: Run) -> None:
     """Raises Stopped if a signal came, with the state saved. After the last epoch there is nothing to stop."""
-    if run.stop.asked is None or run.state.epoch >= run.config.epochs:
+    asked = distributed.any_says(run.world, run.stop.asked, run.state.losses.device)
+    if asked is None or has_ended(run):
         return
     done, kept = telling.position(run.config, run.state), save(run)
     run.progress.write(telling.report(run.config, run.state, "stopped"))
     raise Stopped(
-        f"stopped by {run.stop.name}, {done} done: checkpoint written to {kept}",
+        f"stopped by {signal.Signals(asked).name}, {done} done: checkpoint written to {kept}",
         f"To go on: python -m trainer train --resume --config {shlex.quote(str(run.config.out / 'config.json'))}",
-        signal_number=run.stop.asked,
+        signal_number=asked,
     )

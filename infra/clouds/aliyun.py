@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra import catalog, cloudinit, errors
+from infra import asking, catalog, cloudinit, errors
 from infra.credentials import Variables, find, profile_of
 from infra.provider import (
     TAG_SESSION,
@@ -23,6 +23,7 @@ from infra.provider import (
     SpotNotice,
     Survivor,
     sdk,
+    session_of,
     utc,
 )
 
@@ -238,6 +239,7 @@ def call(access: Access, service: str, action: str, **parameters: str) -> dict[s
         security_token=access.credentials.token or None, region_id=access.region, protocol=scheme or "https",
         endpoint=host or f"{service}.{access.region}.aliyuncs.com",  # vpc: unconfirmed
         connect_timeout=5000, read_timeout=int(access.deadline_s * 1000),
+        http_proxy=access.endpoint or None,  # else the environment's, to this computer too; the endpoint can be its own
     )  # fmt: skip
     params = models.Params(
         action=action, version=VERSIONS[service], protocol=config.protocol, pathname="/", method="POST",
@@ -245,7 +247,7 @@ def call(access: Access, service: str, action: str, **parameters: str) -> dict[s
     )  # fmt: skip
     request = models.OpenApiRequest(query={"RegionId": access.region, **parameters})
     made = client.Client(config)
-    answer = catalog.ask(
+    answer = asking.ask(
         TITLE, ERRORS, access, action, lambda: made.call_api(params, request, runtime.RuntimeOptions(autoretry=False))
     )
     return dict(answer["body"])
@@ -259,15 +261,14 @@ def quotes(access: Access, types: list[str], spot: bool) -> list[Quote]:
         InstanceChargeType="PostPaid", SpotStrategy=strategy,
     )  # fmt: skip
     stock = {(zone, name): status for zone, name, status in _stock(there) if name in types}
-    prices = {name: _price(access, name, strategy) for name in sorted({name for _, name in stock})}
+    sold = sorted({name for _, name in stock})
+    prices = dict(zip(sold, asking.at_once(lambda name: _price(access, name, strategy), sold), strict=True))
     said = [
-        Quote(name, zone, *prices[name], status, spot, f"{TITLE}, DescribePrice", catalog.today())
+        Quote(name, zone, *prices[name], status, spot, f"{TITLE}, DescribePrice", asking.today())
         for (zone, name), status in stock.items()
     ]
     missing = sorted(set(types) - set(prices))
-    return said + [
-        Quote(name, "", None, "", False, spot, f"{TITLE}, sold nowhere", catalog.today()) for name in missing
-    ]
+    return said + [Quote(name, "", None, "", False, spot, f"{TITLE}, sold nowhere", asking.today()) for name in missing]
 
 
 def _stock(there: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
@@ -279,10 +280,16 @@ def _stock(there: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
 
 
 def _price(access: Access, instance_type: str, strategy: str) -> tuple[float | None, str]:
-    said = call(
-        access, "ecs", "DescribePrice", ResourceType="instance", InstanceType=instance_type, PriceUnit="Hour",
-        SpotStrategy=strategy, **{"SystemDisk.Category": "cloud_essd", "SystemDisk.Size": str(int(catalog.DISK_GIB))},
-    )  # fmt: skip
+    try:
+        said = call(
+            access, "ecs", "DescribePrice", ResourceType="instance", InstanceType=instance_type, PriceUnit="Hour",
+            SpotStrategy=strategy,
+            **{"SystemDisk.Category": "cloud_essd", "SystemDisk.Size": str(int(catalog.DISK_GIB))},
+        )  # fmt: skip
+    except (errors.BadCredentials, errors.NotAllowed):
+        raise
+    except errors.Refused:  # of this one type: the others have a price
+        return None, ""
     price = said["PriceInfo"]["Price"]
     return (price["TradePrice"], price["Currency"]) if price.get("TradePrice") else (None, "")
 
@@ -310,7 +317,7 @@ def left(access: Access, session: str | None) -> list[Survivor]:
         for one in _pages(access, service, action, path, tag):
             words = f"{kind} {one[key]} {one.get('Status', '')}".strip()
             url = f"https://ecs.console.aliyun.com/?regionId={access.region}#/search/{one[key]}"  # unconfirmed
-            found.append(Survivor(kind, one[key], access.region, f"{words} in {access.region}", url))
+            found.append(Survivor(kind, one[key], access.region, f"{words} in {access.region}", url, session_of(one)))
     return found
 
 
@@ -346,6 +353,7 @@ RENTED = Rented(
     credentials=credentials,
     caveats=caveats,
     errors=ERRORS,
+    host="ecs.{region}.aliyuncs.com",
     quotes=quotes,
     left=left,
     delete=delete,

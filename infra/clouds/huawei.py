@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infra import catalog, cloudinit, errors
+from infra import asking, catalog, cloudinit, errors
 from infra.credentials import Variables, find, profile_of
 from infra.provider import (
     PREFIX,
@@ -27,6 +27,7 @@ from infra.provider import (
     Survivor,
     resource_name,
     sdk,
+    session_of,
     utc,
 )
 
@@ -218,17 +219,20 @@ def call(
     if held.token:
         signer = signer.with_security_token(held.token)
     host = "bss.myhuaweicloud.com" if service == "bss" else f"{service}.{access.region}.myhuaweicloud.com"
+    way = http.HttpConfig(timeout=(5, access.deadline_s), retry_times=0)
+    if access.endpoint:  # else the environment's proxy, to this computer too; the endpoint can be its own
+        way.get_proxy = lambda: {"http": access.endpoint}
     made = (
         client.ClientBuilder(client.Client, "BasicCredentials,GlobalCredentials")
         .with_credentials(signer)
-        .with_http_config(http.HttpConfig(timeout=(5, access.deadline_s), retry_times=0))
+        .with_http_config(way)
         .with_endpoint(access.endpoint or f"https://{host}")
         .build()
     )
     plain = type("Plain", (response.SdkResponse,), {"openapi_types": {}, "attribute_map": {}})  # the JSON is read below
     logging.getLogger("HuaweiCloud-SDK-Client").addHandler(QUIET)
     what = f"{method} {path}"
-    answer = catalog.ask(
+    answer = asking.ask(
         TITLE, ERRORS, access, what,
         lambda: made.do_http_request(
             method=method, resource_path=path, path_params={}, query_params=list((query or {}).items()),
@@ -239,9 +243,10 @@ def call(
 
 
 def project(access: Access) -> str:
-    """The project's id: given, or the one of the region. Page "KeystoneListProjects"."""
-    if access.credentials.project:
-        return access.credentials.project
+    """The project's id: the one that was given, of its region, or that of another. Page "KeystoneListProjects"."""
+    held = access.credentials
+    if held.project and held.region in ("", access.region):
+        return held.project
     found = call(access, "iam", "GET", "/v3/projects", {"name": access.region})["projects"]
     if not found:
         raise errors.NotAllowed(f"{TITLE}: no project in {access.region}", "set HW_PROJECT_ID")
@@ -254,13 +259,16 @@ def quotes(access: Access, types: list[str], spot: bool) -> list[Quote]:
     path = f"/v1/{owner}/cloudservers/flavor-sell-policies"
     said: list[Quote] = []
     prices = {} if spot else _prices(access, types, owner)
-    for name in types:
-        price, currency = prices.get(name, (None, ""))
+
+    def policies_of(name: str) -> Any:
         query = {"flavor_id": name, "sell_mode": mode, "limit": str(PAGE)}
-        policies = call(access, "ecs", "GET", path, query)["sell_policies"]
+        return call(access, "ecs", "GET", path, query)["sell_policies"]
+
+    for name, policies in zip(types, asking.at_once(policies_of, types), strict=True):
+        price, currency = prices.get(name, (None, ""))
         zones = {one["availability_zone_id"]: one["sell_status"] == "available" for one in policies}
         said += [
-            Quote(name, zone, price, currency, there, spot, f"{TITLE}, ListOnDemandResourceRatings", catalog.today())
+            Quote(name, zone, price, currency, there, spot, f"{TITLE}, ListOnDemandResourceRatings", asking.today())
             for zone, there in (zones or {"": False}).items()
         ]
     return said
@@ -297,12 +305,15 @@ def left(access: Access, session: str | None) -> list[Survivor]:
     body = {"action": "filter", "limit": str(PAGE), "offset": "0", "tags": [tag]}
     machines = call(access, "ecs", "POST", f"/v1/{owner}/cloudservers/resource_instances/action", body=body)
     pairs = call(access, "ecs", "GET", f"/v2.1/{owner}/os-keypairs")
-    found = [("machine", one["resource_id"], one["resource_name"]) for one in machines["resources"]]
+    found = [("machine", one["resource_id"], one["resource_name"], session_of(one)) for one in machines["resources"]]
     for one in pairs["keypairs"]:
         name = one["keypair"]["name"]
         if name == resource_name(session) if session else name.startswith(PREFIX):
-            found.append(("key pair", name, name))
-    return [Survivor(kind, id, access.region, f"{kind} {name} in {access.region}", url) for kind, id, name in found]
+            found.append(("key pair", name, name, name.removeprefix(PREFIX)))
+    return [
+        Survivor(kind, id, access.region, f"{kind} {name}{f' ({id})' * (id != name)} in {access.region}", url, whose)
+        for kind, id, name, whose in found
+    ]
 
 
 def delete(access: Access, survivor: Survivor) -> None:
@@ -335,10 +346,17 @@ RENTED = Rented(
     credentials=credentials,
     caveats=caveats,
     errors=ERRORS,
+    host="ecs.{region}.myhuaweicloud.com",
     quotes=quotes,
     left=left,
     delete=delete,
     blind=("disks", "addresses", "security groups", "networks"),
+    unlisted=(
+        "huaweicloud:Vpc/vpc:Vpc",
+        "huaweicloud:Vpc/subnet:Subnet",
+        "huaweicloud:Vpc/secgroup:Secgroup",
+        "huaweicloud:Vpc/eip:Eip",
+    ),
     mirrors=MIRRORS,
     spot_notice=SpotNotice("http://169.254.169.254/openstack/latest/spot/instance-action", 300),
 )

@@ -6,36 +6,50 @@ import os
 import re
 import shutil
 import subprocess
+from itertools import count
 from pathlib import Path
 
-from infra import hosting
+from infra import hosting, processes
 from infra.errors import BadRequest, CreateFailed, MayStillExist, MissingTool
 from infra.hosting import Files, Settings
-from infra.provider import Cloud, Machine, MachineSpec, Offer, Request, Say
+from infra.provider import Cloud, Machine, MachineSpec, Offer, Request, Say, unheard
 
 REAL_SSHD = "ORCHESTRATE_LOCAL_SSHD"  # names an sshd to use in place of our own server
 GIB = 2**30
 
 
-def machine_id(session: str, folder: Path) -> str:
-    """The machine of a session. It needs no file, so that the machine is found when its files are lost."""
-    return f"local-{session}-{hosting.digest(folder)}"
+def machine_id(session: str, folder: Path, node: int = 0) -> str:
+    """The machine of a session, by its number. It needs no file, so that it is found when its files are lost."""
+    return f"local-{session}-{hosting.digest(folder)}" + (f"-{node}" if node else "")
 
 
-def files_of(folder: Path) -> Files:
-    """Where in a session's folder its machine lives."""
-    return Files(folder.absolute() / "machine")
+def files_of(folder: Path, node: int = 0) -> Files:
+    """Where in a session's folder that machine lives."""
+    return Files(folder.absolute() / ("machine" + (f"-{node}" if node else "")))
+
+
+def nodes(session: str, folder: Path) -> list[tuple[Files, str]]:
+    """Files and id of each machine of a session that has left any trace; of the first in any case."""
+    found = [(files_of(folder), machine_id(session, folder))]
+    for node in count(1):
+        files, identity = files_of(folder, node), machine_id(session, folder, node)
+        if not os.path.lexists(files.folder) and not processes.of_machine(identity):
+            return found
+        found.append((files, identity))
+    return found
 
 
 # --- offers
 
 
-def offers(request: Request) -> list[Offer]:
+def offers(request: Request, say: Say = unheard) -> list[Offer]:
     """One: this computer. Raises BadRequest where more is asked than there is."""
     if request.spot:
         raise BadRequest("local has no spot machines", "leave spot out")
-    if request.region not in ("", "local"):
-        raise BadRequest(f"local has no region {request.region!r}", "leave the region out: there is only 'local'")
+    if request.regions and "local" not in request.regions:
+        raise BadRequest(
+            f"local has no region {', '.join(request.regions)}", "leave the region out: there is only 'local'"
+        )
     gpus = [name for name in gpu_names() if is_gpu(request.gpu, name)]
     here = Offer(
         provider="local", region="local", zone="local", instance_type="this computer",
@@ -102,38 +116,46 @@ def is_gpu(asked: str, name: str) -> bool:
 # --- machines
 
 
-def create(spec: MachineSpec, say: Say) -> Machine:
-    """Start the machine's server. One that runs already is returned as it is. Raises CreateFailed, MayStillExist."""
-    files, identity, user = files_of(spec.folder), machine_id(spec.session, spec.folder), hosting.user()
+def create(spec: MachineSpec, say: Say) -> tuple[Machine, ...]:
+    """Start the machines' servers. One that runs already is returned as it is. Raises CreateFailed, MayStillExist."""
+    return tuple(_create(spec, node, say) for node in range(spec.nodes))
+
+
+def _create(spec: MachineSpec, node: int, say: Say) -> Machine:
+    files, identity, user = files_of(spec.folder, node), machine_id(spec.session, spec.folder, node), hosting.user()
     running = hosting.find(files, identity)
     if running:
         _check_keys(files, spec)
         say(f"the machine runs already, on 127.0.0.1 port {running.port}")
-        return Machine(identity, "127.0.0.1", running.port, user)
+        return Machine(identity, "127.0.0.1", running.port, user, "127.0.0.1")
     settings = Settings(
-        id=identity, user=user, expires_at=spec.expires_at, port=spec.port, sshd=_real_sshd(),
-        environment=hosting.environment(files, identity, user),
+        id=identity, user=user, expires_at=spec.expires_at, port=spec.port + node if spec.port else 0,
+        sshd=_real_sshd(), environment=hosting.environment(files, identity, user),
     )  # fmt: skip
     if not hosting.survivors(files, identity) and _has_keys(files, spec):
         say("the machine has ended; starting it again, with the disk that it had")
-        return Machine(identity, "127.0.0.1", hosting.revive(files, settings).port, user)
+        return Machine(identity, "127.0.0.1", hosting.revive(files, settings).port, user, "127.0.0.1")
     if hosting.survivors(files, identity) or os.path.lexists(files.folder):
         say("removing what is left of an earlier machine of this session")
-        destroy(spec.session, spec.folder, say)
+        _end(files, identity, spec.session, say)
     say("starting an SSH server on 127.0.0.1")
     try:
-        listening = hosting.start(files, settings, spec.host_private_key, spec.client_public_key)
+        port = hosting.start(files, settings, spec.host_private_key, spec.client_public_key).port
     except BaseException as error:
         destroy(spec.session, spec.folder, say)
         if isinstance(error, OSError):
             raise CreateFailed(f"can't make the machine's folder: {error}") from error
         raise
-    return Machine(identity, "127.0.0.1", listening.port, user)
+    return Machine(identity, "127.0.0.1", port, user, "127.0.0.1")
 
 
 def destroy(session: str, folder: Path, say: Say) -> None:
-    """End every process of a session's machine and remove its folder. Raises MayStillExist."""
-    files, identity = files_of(folder), machine_id(session, folder)
+    """End every process of a session's machines and remove their folders. Raises MayStillExist."""
+    for files, identity in reversed(nodes(session, folder)):
+        _end(files, identity, session, say)
+
+
+def _end(files: Files, identity: str, session: str, say: Say) -> None:
     running = hosting.survivors(files, identity)
     if running:
         more = len(running) - 1  # the client's own agent among them, which ends with its connection
@@ -147,9 +169,18 @@ def destroy(session: str, folder: Path, say: Say) -> None:
         )
 
 
+def extend(session: str, folder: Path, expires_at: float, say: Say) -> None:
+    """Moves the end of a session's machines: each looks there again within a second. Raises BadRequest."""
+    machines = nodes(session, folder)
+    if not machines or not all(hosting.find(files, identity) for files, identity in machines):
+        raise BadRequest(f"the machine of {session} has ended", f"`orchestrate up {session}` starts it again")
+    for files, _ in machines:
+        hosting.move_expiry(files, expires_at)
+
+
 def survivors(session: str, folder: Path) -> list[str]:
-    """What of a session's machine still runs. A folder alone doesn't run."""
-    return hosting.survivors(files_of(folder), machine_id(session, folder))
+    """What of a session's machines still runs. A folder alone doesn't run."""
+    return [words for files, identity in nodes(session, folder) for words in hosting.survivors(files, identity)]
 
 
 def _real_sshd() -> str:
@@ -184,5 +215,6 @@ CLOUD = Cloud(
     create=create,
     destroy=destroy,
     survivors=survivors,
+    extend=extend,
     keeps_disk=True,
 )

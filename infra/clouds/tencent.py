@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra import catalog, cloudinit, errors
+from infra import asking, catalog, cloudinit, errors
 from infra.credentials import Variables, find, parsed
 from infra.provider import (
     TAG_SESSION,
@@ -23,6 +23,7 @@ from infra.provider import (
     SpotNotice,
     Survivor,
     sdk,
+    session_of,
     utc,
 )
 
@@ -257,12 +258,15 @@ def call(access: Access, service: str, action: str, **parameters: Any) -> dict[s
     )  # fmt: skip
     held = access.credentials
     scheme, _, host = access.endpoint.rpartition("://")
-    way = http.HttpProfile(protocol=scheme or "https", endpoint=host or None, reqTimeout=access.deadline_s)
+    way = http.HttpProfile(
+        protocol=scheme or "https", endpoint=host or None, reqTimeout=access.deadline_s,
+        proxy=access.endpoint or None,  # else the environment's, to this computer too; the endpoint can be its own
+    )  # fmt: skip
     made = client.CommonClient(
         service, VERSIONS[service], credential.Credential(held.key_id, held.secret, held.token or None), access.region,
         profile=profile.ClientProfile(httpProfile=way),
     )  # fmt: skip
-    answer = catalog.ask(TITLE, ERRORS, access, action, lambda: made.call_json(action, parameters))
+    answer = asking.ask(TITLE, ERRORS, access, action, lambda: made.call_json(action, parameters))
     return dict(answer["Response"])
 
 
@@ -271,7 +275,7 @@ def quotes(access: Access, types: list[str], spot: bool) -> list[Quote]:
     wanted = {"instance-type": types, "instance-charge-type": ["SPOTPAID" if spot else "POSTPAID_BY_HOUR"]}
     filters = [{"Name": name, "Values": values} for name, values in wanted.items()]
     said = call(access, "cvm", "DescribeZoneInstanceConfigInfos", Filters=filters)["InstanceTypeQuotaSet"]
-    source, date = f"{TITLE}, DescribeZoneInstanceConfigInfos", catalog.today()
+    source, date = f"{TITLE}, DescribeZoneInstanceConfigInfos", asking.today()
     found = []
     for one in said:
         price = _hourly(one.get("Price") or {})
@@ -314,7 +318,7 @@ def left(access: Access, session: str | None) -> list[Survivor]:
         for one in _pages(access, kind, service, action, field, wanted):
             words = f"{kind} {one[key]} {one.get('InstanceState', '')}".strip()
             url = f"https://console.cloud.tencent.com/{service}?rid={access.region}"  # unconfirmed
-            found.append(Survivor(kind, one[key], access.region, f"{words} in {access.region}", url))
+            found.append(Survivor(kind, one[key], access.region, f"{words} in {access.region}", url, session_of(one)))
     return found
 
 
@@ -354,10 +358,13 @@ RENTED = Rented(
     credentials=credentials,
     caveats=caveats,
     errors=ERRORS,
+    host="cvm.tencentcloudapi.com",
     quotes=quotes,
     left=left,
     delete=delete,
+    timers=("tencentcloud:Cvm/actionTimer:ActionTimer",),
     blind=("disks made with a machine carry no tag; they are deleted with it",),
     mirrors=MIRRORS,
     spot_notice=SpotNotice(f"{METADATA}/spot/termination-time", 120),  # unconfirmed: how long before
+    spot_is_capped=True,
 )

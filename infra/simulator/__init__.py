@@ -13,6 +13,9 @@ own, outside the engine's state, so that a test can compare the two.
     attendant.py beside each machine: its metadata address, and the cloud's clock
     answers.py   the data sources
     plugin.py    the engine's conversation with a provider
+    calls.py     what the clouds' own APIs are asked: prices, stock, lists by tag, deletes
+    alibaba.py tencent.py huawei.py   the same in each one's wire form
+    service.py   and over HTTP on loopback, for the clouds' own SDKs
     world.py     how `infra.renting` reaches it
 
 Nobody has compared it with the clouds themselves: codes marked "unconfirmed" are from memory.

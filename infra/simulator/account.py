@@ -49,9 +49,12 @@ class Account:
         """Have nothing go wrong any more."""
         faults.clear(self.store)
 
-    def sell_out(self, pattern: str) -> None:
-        """Nothing is left of "CLOUD TYPE ZONE", with * for any: "alicloud ecs.gn7i* *"."""
-        self.store.alter("sold out", [], lambda gone: [*gone, pattern])
+    def sell_out(self, pattern: str, shown: bool = True) -> None:
+        """Nothing is left of "CLOUD TYPE ZONE", with * for any: "alicloud ecs.gn7i* *".
+
+        Not `shown`: somebody else was quicker, so that the lists say still that there is something.
+        """
+        self.store.alter("sold out" if shown else "just sold out", [], lambda gone: [*gone, pattern])
 
     def set_quota(self, cloud: str, machines: int) -> None:
         """How many machines the account may have."""

@@ -6,6 +6,7 @@ it, and so does everything here that looks at what there is.
 
 from __future__ import annotations
 
+import calendar
 import os
 import shutil
 import time
@@ -16,17 +17,27 @@ from typing import Any
 from infra.errors import InfraError
 from infra.simulator import faults, kinds, machines, rules, store
 from infra.simulator.account import Account, Reading, readings
-from infra.simulator.kinds import FIELDS, KEY, MACHINE, TIMER
+from infra.simulator.kinds import FIELDS, GROUP, KEY, MACHINE, TIMER
 from infra.simulator.rules import refusal
 from infra.simulator.store import Resource, living
 
 USUAL_USERS = {"alicloud": "root", "tencentcloud": "ubuntu", "huaweicloud": "root"}
 LOOKS, LOOK_EVERY_S = 20, 0.1  # before a process counts as left
+NOBODY_LISTENS = 9  # a port
 NOTICE_S = 5.0  # a spot machine's last seconds; on the clouds minutes
 
 
 class Simulator(Account):
     """A cloud in a folder. Any number of processes may have it open."""
+
+    @property
+    def bodiless(self) -> bool:
+        """Whether machines are only listed and billed, and none runs: for who needs many and logs in to none."""
+        return bool(self.store.setting("bodiless", False))
+
+    def leave_bodies_out(self) -> None:
+        """From now on no machine runs."""
+        self.store.alter("bodiless", False, lambda _: True)
 
     # --- what the plugin does
 
@@ -62,7 +73,7 @@ class Simulator(Account):
             )  # fmt: skip
             store.insert(db, made)
             if kind.what == TIMER:
-                _set_timer(db, made, rules.expiry(cloud, rules.timer_end(inputs), now))
+                _set_timer(db, made)
             key = _key_pair(db, made)
         return self._boot(made, key) if kind.what == MACHINE else made
 
@@ -71,7 +82,11 @@ class Simulator(Account):
         size = rules.offer(one.cloud, str(one.inputs.get(fields.type)))
         try:
             data = rules.plain_user_data(one.inputs.get(fields.user_data))
-            port = machines.start(self.home, one, machines.told(data, key, USUAL_USERS[one.cloud]), size)
+            port = (
+                NOBODY_LISTENS
+                if self.bodiless
+                else machines.start(self.home, one, machines.told(data, key, USUAL_USERS[one.cloud]), size)
+            )
         except (InfraError, OSError, ValueError) as problem:
             machines.end(self.home, one.id)
             self._close(one, "failed")
@@ -114,23 +129,24 @@ class Simulator(Account):
             if one is None:
                 return False
             rules.check_unused(db, one)
-            if one.what == TIMER:
-                _set_timer(db, one, None)
-        if one.what == MACHINE:
+        if one.what == MACHINE and not self.bodiless:
             machines.end(self.home, one.id)  # while this lasts it is there, and bills
         self._close(one, "deleted")
         return True
 
     # --- what there is
 
-    def listed(self, cloud: str = "", tags: Mapping[str, str] | None = None, live: bool = True) -> list[Resource]:
-        """What the cloud's own list shows: by cloud, by tags (an empty value: any). Faults may hide something."""
+    def listed(
+        self, cloud: str = "", tags: Mapping[str, str] | None = None, live: bool = True, what: str = ""
+    ) -> list[Resource]:
+        """What the cloud's own list shows: by cloud, tags (an empty value: any) and kind. Faults may hide something."""
         self.settle()
         found = self._live() if live else self.store.resources()
         found = [
             one
             for one in found
             if cloud in ("", one.cloud)
+            and what in ("", one.what)
             and all(key in one.tags and value in ("", one.tags[key]) for key, value in (tags or {}).items())
         ]
         now, hiding = self.store.now(), faults.hiding(self.store, {(one.cloud, one.type) for one in found})
@@ -242,17 +258,25 @@ class Simulator(Account):
             now = store.cloud_time(db) if at is None else at
             if living(db, one.cloud, one.id):
                 store.change(db, one, deleted_at=now, state=state)
-            if one.what == MACHINE:
-                for other in store.everything(db):
-                    if other.deleted_at is None and other.inputs.get("instanceId") == one.id:
-                        store.change(db, other, deleted_at=now, state=state)
+            named_by = {MACHINE: "instanceId", GROUP: "securityGroupId"}.get(one.what, "")
+            for other in store.everything(db) if named_by else []:
+                if other.deleted_at is None and other.inputs.get(named_by) == one.id:
+                    store.change(db, other, deleted_at=now, state=state)
+            if one.what == TIMER:
+                _set_timer(db, one)
 
 
-def _set_timer(db: Any, timer: Resource, at: float | None) -> None:
-    """Tencent's timer: it ends the machine that it names."""
+def _set_timer(db: Any, timer: Resource) -> None:
+    """Tencent's timers end the machine that they name: the first of those that live."""
     machine = living(db, timer.cloud, str(timer.inputs.get("instanceId", "")))
     if machine:
-        store.change(db, machine, expires_at=at)
+        timers = [one for one in store.everything(db) if one.what == TIMER and one.deleted_at is None]
+        ends = [
+            calendar.timegm(time.strptime(rules.timer_end(one.inputs), "%Y-%m-%dT%H:%M:%SZ"))
+            for one in timers
+            if one.cloud == timer.cloud and one.inputs.get("instanceId") == machine.id
+        ]
+        store.change(db, machine, expires_at=float(min(ends)) if ends else None)
 
 
 def _key_pair(db: Any, machine: Resource) -> str:

@@ -7,6 +7,9 @@ drop_reply     it does its work, then the plugin dies without a word
 hang           nothing happens for `seconds` (0: for ever, that is until the engine cancels), then it goes on
 delay          the same, but a cancelled engine waits for it
 hide_from_list things that match stay out of lists for `seconds` of their life (0: however old)
+
+Calls are the engine's (create, read, update, delete, invoke) and those of the clouds' own SDKs: list, delete, price,
+stock, identity, clock. Of an SDK's call, `drop_reply` and an endless `hang` break the connection off.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from infra.simulator import rules
 from infra.simulator.kinds import kind_of
 from infra.simulator.store import Resource, Store
 
@@ -92,6 +96,13 @@ def meets(fault: Fault, cloud: str, operation: str, type: str) -> bool:
     """Whether a call is meant: every word of `match` is in the operation, the type, or what that is ("machine")."""
     words, call = fault.match.lower().split(), f"{operation} {type} {kind_of(type).what}".lower()
     return fault.cloud in ("", cloud) and all(word in call for word in words)
+
+
+def refuse(cloud: str, faults: list[Fault], kind: str) -> None:
+    """Raises the Refusal that a fault of this kind is."""
+    for fault in faults:
+        if fault.kind == kind:
+            raise rules.Refusal(cloud, fault.code or rules.CODES["internal"][cloud], "it was told to fail.")
 
 
 def wait(faults: list[Fault], cancelled: threading.Event) -> bool:

@@ -1,7 +1,8 @@
 """A simulated machine: an SSH server of `infra.hosting` that is told what the user-data says, and an attendant.
 
 The user's name, the host key and the key that may log in are the user-data's; where that names no key, the key pair's.
-Of several users or keys the first counts. Nothing else of the user-data is done: no file is written, no command run.
+Of several users or keys the first counts. Of its files one is written, the script that replaces the host key, for
+which `sudo` and `systemctl` are played. Nothing else of the user-data is done: no other file, no command.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -25,54 +25,12 @@ from infra import hosting, processes
 from infra.errors import CreateFailed
 from infra.hosting import Files, Settings
 from infra.provider import Offer
+from infra.simulator import programs
 from infra.simulator.store import Resource
 
 METADATA = "ORCHESTRATE_METADATA"  # in a machine's environment: http://127.0.0.1:PORT in place of the cloud's own
 FOR_EVER = 10 * 366 * 86400.0
 NOBODY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"  # a key without an owner
-
-SMI = """\
-#!/bin/sh
-# Looks like one, and drives nothing: this machine is simulated.
-count={count} name={name} memory={memory} units=" MiB" percent=" %" header=yes query=
-for word in "$@"; do
-    case $word in
-    --query-gpu=*) query=${{word#*=}} ;;
-    *nounits*) units= percent= ;;
-    esac
-    case $word in *noheader*) header= ;; esac
-done
-if [ "$1" = -L ]; then
-    i=0; while [ $i -lt $count ]; do echo "GPU $i: $name (UUID: GPU-simulated-$i)"; i=$((i + 1)); done; exit 0
-fi
-if [ -z "$query" ]; then
-    echo "NVIDIA-SMI 580.65.06   Driver Version: 580.65.06   CUDA Version: 13.0   (simulated)"
-    i=0; while [ $i -lt $count ]; do echo "| $i  $name  0MiB / ${{memory}}MiB  0% |"; i=$((i + 1)); done; exit 0
-fi
-[ -n "$header" ] && echo "$query" | sed 's/,/, /g'
-i=0
-while [ $i -lt $count ]; do
-    line=
-    for one in $(echo "$query" | tr ',' ' '); do
-        case $one in
-        name|gpu_name) value=$name ;;
-        count) value=$count ;;
-        index) value=$i ;;
-        uuid|gpu_uuid) value="GPU-simulated-$i" ;;
-        memory.total|memory.free) value="$memory$units" ;;
-        memory.used) value="0$units" ;;
-        utilization.*) value="0$percent" ;;
-        driver_version) value=580.65.06 ;;
-        temperature.gpu) value=30 ;;
-        compute_cap) value=8.6 ;;
-        *) value="[N/A]" ;;
-        esac
-        line="$line${{line:+, }}$value"
-    done
-    echo "$line"
-    i=$((i + 1))
-done
-"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +40,7 @@ class Told:
     user: str
     authorized_key: str
     host_private_key: str = field(repr=False)
+    rekey: str = field(default="", repr=False)  # the script; empty where there is none
 
 
 def files_of(home: Path, id: str) -> Files:
@@ -92,6 +51,8 @@ def files_of(home: Path, id: str) -> Files:
 def told(user_data: bytes, key_pair: str, usual_user: str) -> Told:
     """What of the user-data matters. Raises ValueError where it is no cloud-config that can be read."""
     import yaml
+
+    from infra.cloudinit import REKEY_PATH
 
     content: dict[str, Any] = {}
     if user_data.startswith(b"#cloud-config"):
@@ -104,7 +65,9 @@ def told(user_data: bytes, key_pair: str, usual_user: str) -> Told:
     keys = [*(first.get("ssh_authorized_keys") or []), *(content.get("ssh_authorized_keys") or []), key_pair]
     private = (content.get("ssh_keys") or {}).get("ed25519_private") or _new_host_key()
     key = next((str(one) for one in keys if one), NOBODY)
-    return Told(str(first.get("name") or usual_user), key, str(private))
+    written = [one for one in content.get("write_files") or [] if isinstance(one, dict)]
+    files = {one.get("path"): str(one.get("content")) for one in written}
+    return Told(str(first.get("name") or usual_user), key, str(private), files.get(REKEY_PATH, ""))
 
 
 def start(home: Path, one: Resource, told: Told, size: Offer | None) -> int:
@@ -117,8 +80,7 @@ def start(home: Path, one: Resource, told: Told, size: Offer | None) -> int:
         # The cloud's clock may be moved: the attendant ends the machine, not the server by this computer's clock.
         settings = Settings(one.id, told.user, time.time() + FOR_EVER, {**environment, **more})
         port = hosting.start(files, settings, told.host_private_key, told.authorized_key).port
-    if size and size.gpus:
-        _put_smi(files, size)
+    programs.put(files, size, told.rekey)
     return port
 
 
@@ -148,15 +110,6 @@ def runs(home: Path, id: str) -> list[str]:
 def _attendant(id: str) -> str:
     """The attendant's own mark: a machine's server ends all that carries the machine's when it ends."""
     return f"{id}.attendant"
-
-
-def _put_smi(files: Files, size: Offer) -> None:
-    folder = files.folder / "bin"
-    folder.mkdir(mode=0o700)
-    text = SMI.format(
-        count=size.gpus, name=shlex.quote(f"NVIDIA {size.gpu}"), memory=int(size.gpu_memory_gib * 1024) or 16384
-    )
-    hosting.write_new(folder / "nvidia-smi", text, mode=0o700)
 
 
 @contextlib.contextmanager

@@ -74,12 +74,14 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.CheckResponse(inputs=request.news)
 
     def Diff(self, request: Any, context: Any) -> Any:
-        """What changed, and whether that makes it anew."""
+        """What changed, and whether that makes it anew: what has a name after the old one has left it free."""
         old, new = plain(request.old_inputs), plain(request.news)
         changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-        anew = [name for name in changed if name in kinds.kind_of(type_of(request.urn)).new]
+        kind = kinds.kind_of(type_of(request.urn))
+        anew = [name for name in changed if name in kind.new]
+        first = bool(anew and kind.name)
         some = provider_pb2.DiffResponse.DIFF_SOME if changed else provider_pb2.DiffResponse.DIFF_NONE
-        return provider_pb2.DiffResponse(changes=some, diffs=changed, replaces=anew, deleteBeforeReplace=bool(anew))
+        return provider_pb2.DiffResponse(changes=some, diffs=changed, replaces=anew, deleteBeforeReplace=first)
 
     def Create(self, request: Any, context: Any) -> Any:
         """Make it."""
@@ -144,7 +146,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
                 code = "cancelled"
                 context.abort(grpc.StatusCode.CANCELLED, "context canceled")
             rules.check_credentials(self.cloud, os.environ)
-            _refuse(self.cloud, met, "fail_before")
+            faults.refuse(self.cloud, met, "fail_before")
             done = work()
             id = done.id if isinstance(done, Resource) else id
             if any(fault.kind == "drop_reply" for fault in met):
@@ -153,7 +155,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             if told and any(fault.kind == "partial" for fault in met):
                 code = "partial"
                 _partial(context, self.cloud, met, done, told(done))
-            _refuse(self.cloud, met, "fail_after")
+            faults.refuse(self.cloud, met, "fail_after")
             code = "ok"
             return done
         except Refusal as problem:
@@ -163,12 +165,6 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             context.abort(grpc.StatusCode.UNKNOWN, str(problem))
         finally:
             self.simulator.store.end(call, id, code)
-
-
-def _refuse(cloud: str, met: list[Fault], kind: str) -> None:
-    for fault in met:
-        if fault.kind == kind:
-            raise Refusal(cloud, fault.code or rules.CODES["internal"][cloud], "it was told to fail.")
 
 
 def _partial(context: Any, cloud: str, met: list[Fault], one: Resource, outputs: dict[str, Any]) -> NoReturn:

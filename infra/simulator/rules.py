@@ -141,11 +141,10 @@ def offer(cloud: str, instance_type: str, zone: str = "") -> Offer | None:
     return None
 
 
-def in_stock(db: sqlite3.Connection, cloud: str, instance_type: str, zone: str) -> bool:
-    """Whether one can be had there now. `Simulator.sell_out` names what can't."""
-    return not any(
-        fnmatchcase(f"{cloud} {instance_type} {zone}", pattern) for pattern in read_setting(db, "sold out", [])
-    )
+def in_stock(db: sqlite3.Connection, cloud: str, instance_type: str, zone: str, asked: bool = True) -> bool:
+    """Whether one can be had there now; or, when it's `asked`, whether that is said. `Account.sell_out` says no."""
+    gone = read_setting(db, "sold out", []) + ([] if asked else read_setting(db, "just sold out", []))
+    return not any(fnmatchcase(f"{cloud} {instance_type} {zone}", pattern) for pattern in gone)
 
 
 def price(db: sqlite3.Connection, cloud: str, instance_type: str, spot: bool, zone: str = "") -> float:
@@ -188,7 +187,7 @@ def _check_machine(
         raise refusal(cloud, "type", f"the instance type {size} does not exist.")
     if offer(cloud, size, zone) is None:
         raise refusal(cloud, "zone", f"the instance type {size} is not supported in {zone}.")
-    if not in_stock(db, cloud, size, zone):
+    if not in_stock(db, cloud, size, zone, asked=False):
         raise refusal(cloud, "stock", f"{size} is sold out in {zone}.")
     machines = [one for one in there if one.what == MACHINE]
     if len(machines) >= read_setting(db, "quotas", {}).get(cloud, QUOTA):

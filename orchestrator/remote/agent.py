@@ -21,6 +21,7 @@ import platform
 import re
 import shutil
 import signal
+import site
 import struct
 import subprocess
 import sys
@@ -57,9 +58,15 @@ def send_json(value: Any) -> None:
     send(b"J", json.dumps(value).encode())
 
 
-def send_data(chunk: bytes, squeeze: bool) -> bool:
+def shrinks(chunk: bytes) -> bool:
+    """Whether compressing is worth it, by three samples: on what doesn't shrink zlib is slower than most networks."""
+    sample = b"".join(chunk[at : at + 1024] for at in range(0, len(chunk), max(len(chunk) // 3, 1024)))
+    return len(zlib.compress(sample, 1)) < len(sample) * 0.9
+
+
+def send_data(chunk: bytes, squeeze: bool = True) -> bool:
     """Sends a chunk, compressed where that was worth it; returns whether the next is worth trying."""
-    small = zlib.compress(chunk, 1) if squeeze else chunk
+    small = zlib.compress(chunk, 1) if squeeze and shrinks(chunk) else chunk
     if len(small) < len(chunk) * 0.9:
         send(b"Z", small)
         return True
@@ -84,6 +91,7 @@ def receive() -> tuple[bytes, bytes]:
 
 def op_probe(request: Facts) -> Facts:
     """Facts about this machine: what bootstrap plans with."""
+    site.main()  # we were started without: a third of a Python's start
     disk = shutil.disk_usage(os.path.expanduser("~"))
     return {
         "os": os_name(),
@@ -230,6 +238,12 @@ def fetch(address: str, timeout: float) -> bytes:
 
 # ---- trees --------------------------------------------------------------------------------------------------------
 
+SMALL = 1 << 16  # files up to this size travel many to a frame
+RESUMED = 1 << 20  # from this size on, half a blob is kept for who goes on with it
+KEPT_S = 14 * 86400  # trees and blobs that nobody has asked for since are removed
+SAFE_S = 3600  # this long even where the disk is full: their job may be about to be queued
+MIN_FREE = 5 << 30  # bytes of disk, below which what isn't needed is removed early
+
 
 def blob(digest: str) -> str:
     if not re.match(r"^[0-9a-f]{64}$", digest):
@@ -237,44 +251,199 @@ def blob(digest: str) -> str:
     return str(supervisor.path("blobs", digest[:2], digest))
 
 
+def part(digest: str) -> str:
+    """Where a blob is put until all of it is here."""
+    return str(supervisor.path("blobs", "part." + os.path.basename(blob(digest))))
+
+
+def mark_came(name: str, digest: str) -> None:
+    """Gives a file the time of change that its content alone decides, so that any change since shows; and says `used`.
+
+    A job may be root, and jobs read their inputs through links.
+    """
+    os.utime(name, ns=(time.time_ns(), came_ns(digest)))
+
+
+def came_ns(digest: str) -> int:
+    return (10**9 + int(digest[:7], 16)) * 10**9  # a second between 2001 and 2010
+
+
+def hash_file(name: str) -> str:
+    """Its sha256. Raises OSError."""
+    got = hashlib.sha256()
+    with open(name, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            got.update(chunk)
+    return got.hexdigest()
+
+
+def has_blob(digest: str) -> bool:
+    """Whether that content is here. What a job has written into is read again, and dropped where it's another."""
+    name = blob(digest)
+    try:
+        if os.stat(name).st_mtime_ns != came_ns(digest) and hash_file(name) != digest:
+            os.unlink(name)
+            return False
+        mark_came(name, digest)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def manifest_of(tree: str) -> str:
+    return str(supervisor.path("manifests", tree + ".json"))
+
+
+def has_tree(tree: str) -> bool:
+    """Whether that tree is here, each of its files as it came. What a job has added is left to it."""
+    folder, entries = supervisor.path("trees", tree), supervisor.read_json(manifest_of(tree))
+    if entries is None or not os.path.isdir(folder):
+        return False
+    try:
+        for name, digest, mode in entries:
+            place = os.path.join(folder, name)
+            if mode == "link":
+                if os.readlink(place) != digest:
+                    return False
+            elif os.lstat(place).st_mtime_ns != came_ns(digest):
+                return False
+    except OSError:
+        return False
+    os.utime(folder)
+    return True
+
+
 def op_missing(request: Facts) -> Facts:
-    """Which of these trees and blobs aren't here."""
-    if os.path.isdir(supervisor.path("trees", request["tree"])):
-        return {"tree": True, "missing": []}
-    return {"tree": False, "missing": [d for d in request["digests"] if not os.path.exists(blob(d))]}
+    """Which of these trees and blobs aren't here, and how many bytes are of those that have begun to come."""
+    if has_tree(request["tree"]):
+        return {"tree": True, "missing": [], "begun": {}}
+    missing = [digest for digest in request["digests"] if not has_blob(digest)]
+    begun = {digest: os.path.getsize(part(digest)) for digest in missing if os.path.exists(part(digest))}
+    return {"tree": False, "missing": missing, "begun": begun}
+
+
+class Incoming:
+    """The frames of a stream, one at a time."""
+
+    def __init__(self) -> None:
+        self.next()
+
+    def next(self) -> None:
+        self.kind, self.body = receive()
 
 
 def op_put(request: Facts) -> Facts | None:
-    """Takes blobs as a stream of J {"digest"}, D..., and keeps each whose content has that digest."""
-    aside = supervisor.path("blobs", f"aside.{os.getpid()}")
-    os.makedirs(os.path.dirname(aside), exist_ok=True)
-    taken = 0
-    kind, body = receive()
+    """Takes blobs, and keeps each whose content has its digest.
+
+    J {"digest", "offset"}, D...: one, without the `offset` bytes that are here; of one that is cut off what came stays.
+    J {"pack": [[digest, size]...]}, D: many small ones, one after the other.
+    """
+    os.makedirs(supervisor.path("blobs"), exist_ok=True)
+    taken, frames = 0, Incoming()
     try:
-        while kind == b"J":
-            target = blob(json.loads(body)["digest"])
-            got = hashlib.sha256()
-            with open(aside, "wb") as file:
-                kind, body = receive()
-                while kind == b"D":
-                    file.write(body)
-                    got.update(body)
-                    kind, body = receive()
-            if got.hexdigest() != os.path.basename(target):
-                raise Problem("transfer", f"what arrived of {os.path.basename(target)} was damaged")
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.chmod(aside, 0o444)
-            os.replace(aside, target)
-            taken += 1
+        while frames.kind == b"J":
+            head = json.loads(frames.body)
+            frames.next()
+            if "pack" in head:
+                at = 0
+                for digest, size in head["pack"]:
+                    take_small(digest, frames.body[at : at + size])
+                    at += size
+                taken += len(head["pack"])
+                frames.next()
+            else:
+                take_large(head["digest"], head.get("offset", 0), frames)
+                taken += 1
     except (OSError, Problem) as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
         refuse(error)  # at once, so that the client stops sending
         stdout.flush()
-        while kind in (b"J", b"D"):  # what is on its way is no request
-            kind, body = receive()
+        while frames.kind in (b"J", b"D"):  # what is on its way is no request
+            frames.next()
         return None
     return {"taken": taken}
+
+
+def take_small(digest: str, data: bytes) -> None:
+    """Keeps a blob. Raises OSError, Problem."""
+    target, aside = blob(digest), supervisor.path("blobs", f"aside.{os.getpid()}")
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise damaged(digest)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+        keep(aside, digest, target)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise
+
+
+def take_large(digest: str, offset: int, frames: Incoming) -> None:
+    """Keeps a blob out of the frames that come. Raises OSError, Problem."""
+    name = part(digest)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(name, "r+b" if os.path.exists(name) else "w+b", buffering=0))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # whoever was cut off may not have noticed yet: its part is only read
+            before, name = file, f"{name}.{os.getpid()}"
+            file = stack.enter_context(open(name, "w+b", buffering=0))
+            shutil.copyfileobj(before, file)
+            file.seek(0)
+        kept = False
+        try:
+            got, at = hashlib.sha256(), 0
+            while at < offset:
+                chunk = file.read(min(1 << 20, offset - at))
+                if not chunk:
+                    raise damaged(digest)
+                got.update(chunk)
+                at += len(chunk)
+            file.truncate(at)
+            while frames.kind == b"D":
+                got.update(frames.body)
+                write_or_skip(file, frames.body)
+                at += len(frames.body)
+                frames.next()
+            file.truncate(at)
+            if not frames.kind and name == part(digest) and at >= RESUMED:
+                kept = True
+            elif got.hexdigest() != digest:
+                raise damaged(digest)
+            else:
+                keep(name, digest, blob(digest))
+                kept = True
+        finally:
+            if not kept:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+
+
+def write_or_skip(file: Any, data: bytes) -> None:
+    """Writes all of it; where it's nothing but zeros, leaves a hole. The file's size is set in the end."""
+    if not data.lstrip(b"\0"):
+        file.seek(len(data), os.SEEK_CUR)
+        return
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def keep(aside: str, digest: str, target: str) -> None:
+    folder = os.path.dirname(target)
+    if folder not in folders_made:
+        os.makedirs(folder, exist_ok=True)
+        folders_made.add(folder)
+    os.chmod(aside, 0o444)
+    mark_came(aside, digest)
+    os.replace(aside, target)
+
+
+folders_made: set[str] = set()  # of blobs, by this agent
+
+
+def damaged(digest: str) -> Problem:
+    return Problem("damaged", f"what arrived of {digest} was damaged")
 
 
 def op_tree(request: Facts) -> Facts:
@@ -284,7 +453,7 @@ def op_tree(request: Facts) -> Facts:
     An executable is a copy, since its mode would be its blob's too.
     """
     target = supervisor.path("trees", request["tree"])
-    if os.path.isdir(target):
+    if has_tree(request["tree"]):
         return {}
     aside = f"{target}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -299,25 +468,72 @@ def op_tree(request: Facts) -> Facts:
                 made.add(folder)
             if mode == "link":
                 os.symlink(digest, place)
-            elif mode == "exec":
-                shutil.copyfile(blob(digest), place)
-                os.chmod(place, 0o555)
             else:
-                link_or_copy(blob(digest), place)
+                link_or_copy(digest, place, executable=mode == "exec")
+        os.makedirs(supervisor.path("manifests"), exist_ok=True)
+        supervisor.write_json(manifest_of(request["tree"]), request["entries"])
+        if os.path.isdir(target):  # one that a job has changed
+            os.replace(target, aside + ".changed")
         os.replace(aside, target)
+        shutil.rmtree(aside + ".changed", ignore_errors=True)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
-        if not os.path.isdir(target):  # else another agent was faster
+        if not has_tree(request["tree"]):  # else another agent was faster
             raise
     return {}
 
 
-def link_or_copy(source: str, place: str) -> None:
-    try:
-        os.link(source, place)
-    except OSError:  # 65,000 links to one file are ext4's limit: empty files come to that
-        shutil.copyfile(source, place)
-        os.chmod(place, 0o444)
+def link_or_copy(digest: str, place: str, executable: bool) -> None:
+    if not executable:
+        with contextlib.suppress(OSError):  # 65,000 links to one file are ext4's limit: empty files come to that
+            os.link(blob(digest), place)
+            return
+    shutil.copyfile(blob(digest), place)
+    os.chmod(place, 0o555 if executable else 0o444)
+    mark_came(place, digest)
+
+
+def op_prune(request: Facts) -> Facts:
+    """Removes trees and blobs that no job here needs and nobody has asked for lately.
+
+    That is for two weeks, or for an hour where less than `bytes` and a margin are free. Returns how many went.
+    """
+    disk = shutil.disk_usage(supervisor.ROOT)
+    tight = disk.free < request["bytes"] + min(MIN_FREE, disk.total // 10)
+    before, removed = time.time() - (SAFE_S if tight else KEPT_S), 0
+    trees, blobs = supervisor.path("trees"), supervisor.path("blobs")
+    os.makedirs(blobs, exist_ok=True)
+    with open(supervisor.path("queue.lock"), "w") as queue:  # no job is queued meanwhile
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        needed = trees_in_use()
+        for name in os.listdir(trees):
+            folder = os.path.join(trees, name)
+            if name not in needed and os.stat(folder).st_mtime < before:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(manifest_of(name))
+        for folder, _, names in os.walk(blobs):
+            for name in names:
+                place = os.path.join(folder, name)
+                info = os.stat(place)
+                used = info.st_mtime if folder == blobs else info.st_atime
+                if info.st_nlink == 1 and used < before:  # else a tree has it
+                    os.unlink(place)
+                    removed += 1
+    return {"removed": removed}
+
+
+def trees_in_use() -> set[str]:
+    """The trees of every job that hasn't ended."""
+    found: set[str] = set()
+    for name in glob.glob(supervisor.path("jobs", "*", "job.json")):
+        if supervisor.status(os.path.dirname(name))["state"] in ("succeeded", "failed", "stopped"):
+            continue  # one that was lost may go on
+        job = supervisor.read_json(name) or {}
+        found.update(job.get("libraries", []), filter(None, [job.get("tree"), job.get("restore")]))
+        found.update(source.split("/")[0] for source in job.get("inputs", {}).values())
+    return found
 
 
 # ---- jobs ---------------------------------------------------------------------------------------------------------
@@ -344,10 +560,24 @@ def op_submit(request: Facts) -> Facts:
             supervisor.write_json(os.path.join(folder, "job.json"), request["spec"])
         elif supervisor.read_json(os.path.join(folder, "job.json")).get("run_id") != request["spec"]["run_id"]:
             raise Problem("job-taken", f"job {request['job']} exists on this machine already, and is another")
+        elif request["spec"].get("restore") and supervisor.status(folder)["state"] == "lost":
+            begin_again(folder, request)
         state = supervisor.read_json(os.path.join(folder, "state.json"))
         if not state and not supervisor.supervisor_pid(folder):
             start_supervisor(folder)
     return dict(supervisor.status(folder))
+
+
+def begin_again(folder: str, request: Facts) -> None:
+    """A job that was lost here starts once more, with its log and with what it has written."""
+    for name in ("exit.json", "state.json", "reason", "stop"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+    secret = os.open(os.path.join(folder, "env.json"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(secret, "w") as file:
+        json.dump(request["env"], file)
+    spec = dict(request["spec"], restore=None, log_start=0)
+    supervisor.write_json(os.path.join(folder, "job.json"), spec)
 
 
 def start_supervisor(folder: str) -> None:
@@ -379,7 +609,8 @@ def op_jobs(request: Facts) -> Facts:
 def op_follow(request: Facts) -> None:
     """Waits until there is more of the log than `offset`, or another state than `seen`; at most `wait_s`.
 
-    Answers with the state, the progress and the log's size; then the log from `offset` on, at most 1 MiB, as a stream.
+    Answers with the state, the progress, the log's size, and where what follows starts: at `offset`, or behind it
+    where the log has a hole there; then the log from there on, at most 1 MiB, as a stream.
     """
     folder = folder_of(request)
     log, deadline = os.path.join(folder, "log"), time.monotonic() + request["wait_s"]
@@ -394,11 +625,13 @@ def op_follow(request: Facts) -> None:
             break
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
-    send_json({"ok": {"status": status, "progress": progress, "size": size}})
-    if size > request["offset"]:
+    begin, end = supervisor.read_json(os.path.join(folder, "log.gap")) or (0, 0)
+    start = end if begin <= request["offset"] < end else request["offset"]
+    send_json({"ok": {"status": status, "progress": progress, "size": size, "start": start}})
+    if size > start:
         with open(log, "rb") as file:
-            file.seek(request["offset"])
-            left, squeeze = 1 << 20, True
+            file.seek(start)
+            left, squeeze = min(1 << 20, begin - start if start < begin < end else 1 << 20), True
             while left > 0:
                 chunk = file.read(min(CHUNK, left))
                 if not chunk:
@@ -418,6 +651,15 @@ def read_progress(folder: str) -> Any:
     return progress if isinstance(progress, dict) else None
 
 
+def op_usage(request: Facts) -> str:
+    """The samples of the machine that were taken while the job ran, a JSON object a line."""
+    try:
+        with open(os.path.join(folder_of(request), "usage.jsonl")) as file:
+            return file.read(1 << 25)
+    except FileNotFoundError:
+        return ""
+
+
 def op_stop(request: Facts) -> Facts:
     """Asks a job to end: its supervisor gives it SIGTERM, its grace, SIGKILL.
 
@@ -426,6 +668,8 @@ def op_stop(request: Facts) -> Facts:
     folder = folder_of(request)
     pid = supervisor.supervisor_pid(folder)
     if pid:
+        with contextlib.suppress(OSError), open(os.path.join(folder, "stop"), "w"):
+            pass  # a full disk must not keep the job alive
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     else:
@@ -443,9 +687,10 @@ digests: dict[tuple[int, int, int, int], str] = {}
 
 
 def op_manifest(request: Facts) -> Facts:
-    """The regular files that the patterns name below the job's folder: [[path, size, digest, executable]].
+    """The regular files that the patterns name below the job's folder: [[path, size, digest, mark]].
 
-    Links are never followed, neither as files nor as folders; they, and whatever else isn't a file, are in `skipped`.
+    The mark is another once the file is. Links are never followed, neither as files nor as folders; they, and whatever
+    else isn't a file, are in `skipped`.
     """
     work = os.path.join(folder_of(request), "work")
     files: dict[str, list[Any]] = {}
@@ -463,7 +708,7 @@ def op_manifest(request: Facts) -> Facts:
                 except OSError:
                     skipped.append(name)
                     continue
-                files[name] = [os.path.relpath(name, work), info.st_size, digest, bool(info.st_mode & 0o100)]
+                files[name] = [os.path.relpath(name, work), info.st_size, digest, mark(info)]
     return {"files": sorted(files.values()), "skipped": sorted({os.path.relpath(name, work) for name in skipped})}
 
 
@@ -517,42 +762,71 @@ def walk(top: str, skipped: list[str]) -> Iterator[str]:
 def digest_of(name: str, info: os.stat_result) -> str:
     """Its sha256. Raises OSError."""
     key = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-    if key not in digests:
-        got = hashlib.sha256()
-        with open(name, "rb") as file:
-            for chunk in iter(lambda: file.read(1 << 20), b""):
-                got.update(chunk)
-        digests[key] = got.hexdigest()
-    return digests[key]
+    if key in digests:
+        return digests[key]
+    digest = hash_file(name)
+    if time.time_ns() - info.st_mtime_ns > 2 * 10**9:  # else it may be written once more in the same tick
+        digests[key] = digest
+    return digest
+
+
+def mark(info: os.stat_result) -> str:
+    return f"{info.st_ino} {info.st_size} {info.st_mtime_ns}"
 
 
 def op_get(request: Facts) -> None:
-    """Streams files of the job's folder: J {"path", "size"}, D..., J {"digest"} for each; E at the end.
+    """Streams files of the job's folder; E at the end. Each is asked for as [path, offset, digest, mark].
 
-    `offset` of the first file's bytes are at the client already. The digest is of the whole file as it was read.
+    J {"path", "size", "offset"}, D..., J {"digest"}: one, from the offset on that was asked for (those bytes are at
+    home), or from 0 where it is no longer what the mark says. The digest is of the whole file as it was read; null
+    where it changed meanwhile.
+    J {"pack": [[path, size, digest]...]}, D: many small ones, one after the other.
+    J {"path", "gone"}: one that can't be read.
     """
     work = os.path.join(folder_of(request), "work")
     send_json({"ok": {}})
-    for name, offset in request["files"]:
+    pack: list[tuple[str, bytes]] = []
+    for name, offset, digest, marked in request["files"]:
         try:
             file = os.fdopen(os.open(os.path.join(work, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
         except OSError as error:
             send_json({"path": name, "gone": error.strerror})
             continue
         with file:
-            size = os.fstat(file.fileno()).st_size
-            send_json({"path": name, "size": size})
-            got, at, squeeze = hashlib.sha256(), 0, True
-            while at < size:
-                chunk = file.read(min(CHUNK, size - at))
-                if not chunk:
-                    break
-                got.update(chunk)
-                if at + len(chunk) > offset:
-                    squeeze = send_data(chunk[max(offset - at, 0) :], squeeze)
-                at += len(chunk)
-        send_json({"digest": got.hexdigest(), "read": at})
+            info = os.fstat(file.fileno())
+            if info.st_size <= SMALL and not offset:
+                pack.append((name, file.read(info.st_size)))
+                if sum(len(data) for _, data in pack) >= CHUNK - SMALL or len(pack) == 500:
+                    send_pack(pack)
+            else:
+                send_file(name, file, info.st_size, *((offset, digest) if mark(info) == marked else (0, "")))
+    send_pack(pack)
     send(b"E")
+
+
+def send_pack(pack: list[tuple[str, bytes]]) -> None:
+    if pack:
+        send_json({"pack": [[name, len(data), hashlib.sha256(data).hexdigest()] for name, data in pack]})
+        send_data(b"".join(data for _, data in pack))
+    pack.clear()
+
+
+def send_file(name: str, file: Any, size: int, offset: int, digest: str) -> None:
+    """Sends the file's first `size` bytes, from the offset on. With `digest`, it isn't hashed once more."""
+    before = mark(os.fstat(file.fileno()))
+    send_json({"path": name, "size": size, "offset": offset})
+    got, at = hashlib.sha256(), offset
+    file.seek(offset)
+    while at < size:
+        chunk = file.read(min(CHUNK, size - at))
+        if not chunk:
+            break
+        if not digest:
+            got.update(chunk)
+        send_data(chunk)
+        at += len(chunk)
+    changed = mark(os.fstat(file.fileno())) != before
+    send_json({"digest": got.hexdigest() if not digest else None if changed else digest})
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------------

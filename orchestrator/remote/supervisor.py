@@ -10,28 +10,43 @@ kernel frees when they end, however they end. Standard library only, Python 3.8 
     jobs/0007/state.json     queued, preparing, setup, running; with pid, boot id and times
     jobs/0007/exit.json      how it ended; the file's space is taken beforehand, so that a full disk can't swallow it
     jobs/0007/log            what the job printed, stdout and stderr as one
+    jobs/0007/stop           there once somebody has asked for the job's end
+    jobs/0007/log.gap        [from, to) in bytes, where more was printed than is kept: there the log is a hole
+    jobs/0007/usage.jsonl    a line every ten seconds: CPU, memory, disk, each GPU
     jobs/0007/progress.json  the job's own progress, if it writes $ORCHESTRATE_PROGRESS
     jobs/0007/work           the job's working folder: a copy of what was pushed
 """
 
 from __future__ import annotations
 
+import calendar
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
-from typing import Any, Dict
+import urllib.request
+from typing import Any, Dict, Iterator
 
 Record = Dict[str, Any]  # a job's state, as state.json or exit.json has it
 ROOT = os.path.expanduser("~/.orchestrate")
 RECORD_BYTES = 4096  # the exit record's reserved size
+ENDS = {"preempted": "lost", "shut down": "lost", "timed out": "failed"}  # how a job ends that nobody stopped
+ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+EVERY_S = 10.0  # between two looks at the machine; a cloud gives a spot machine two to five minutes
+USAGE_LINES = 100_000  # eleven days of them
+METADATA = "ORCHESTRATE_METADATA"  # http://127.0.0.1:PORT in place of the cloud's own, on a simulated machine
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -135,6 +150,8 @@ class Supervisor:
         self.work = self.file("work")
         self.process: subprocess.Popen[bytes] | None = None
         self.stopping = False
+        self.cause = ""  # why it's being ended, where that wasn't asked for by its owner
+        self.grace_s = float(self.job["stop_grace_s"])
         self.started_at: float | None = None
 
     def file(self, name: str) -> str:
@@ -145,18 +162,26 @@ class Supervisor:
             if not take(lock) or os.path.exists(self.file("exit.json")):
                 return  # this job has its supervisor already, or has had one
             self.reserve_record()
+            self.go_on_with_log()
+            over = threading.Event()
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGALRM})  # they are for this thread
+            threading.Thread(target=self.watch, args=(over,), daemon=True).start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
             try:
-                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                for number in ENDING:
                     signal.signal(number, self.on_signal)
                 lock.truncate(0)
                 lock.write(str(os.getpid()))
                 lock.flush()
                 self.record_exit(self.supervise())
             except Stopped:
-                self.record_exit({"state": "stopped", "reason": "stopped before it started"})
+                state = ENDS.get(self.cause.partition(":")[0], "stopped")
+                self.record_exit({"state": state, "reason": self.cause or "stopped before it started"})
             except Exception as error:
                 self.say(f"the job could not be started: {error}")
                 self.record_exit({"state": "failed", "reason": f"could not be started: {error}"})
+            finally:
+                over.set()
 
     def supervise(self) -> Record:
         self.enter("queued")
@@ -176,12 +201,14 @@ class Supervisor:
         if self.stopping:
             return
         self.stopping = True
+        if not self.cause and not os.path.exists(self.file("stop")):  # who asks for it leaves that file first
+            self.cause = "shut down: the machine went down, or somebody ended the job's supervisor"
         if self.process is None:
             raise Stopped
-        self.say(f"stopping: {self.job['stop_grace_s']} s for a last checkpoint")
+        self.say(f"stopping: {self.cause + ', ' if self.cause else ''}{self.grace_s:g} s for a last checkpoint")
         self.signal_group(signal.SIGTERM)
         signal.signal(signal.SIGALRM, lambda *_: self.signal_group(signal.SIGKILL))
-        signal.setitimer(signal.ITIMER_REAL, max(self.job["stop_grace_s"], 0.1))
+        signal.setitimer(signal.ITIMER_REAL, max(self.grace_s, 0.1))
 
     def wait_for_predecessors(self) -> None:
         """Waits on the lock of every job before this one, then until none of its processes is left."""
@@ -210,7 +237,17 @@ class Supervisor:
             if os.path.lexists(link):
                 os.unlink(link)
             os.symlink(path("trees", source), link)
+        if self.job.get("restore"):  # what it had written when another machine was lost
+            copy_tree(path("trees", self.job["restore"]), self.work)
         os.makedirs(os.path.join(self.work, "outputs"), exist_ok=True)
+
+    def go_on_with_log(self) -> None:
+        """A job that has run elsewhere begins its log where that one ended, behind a hole: offsets go on."""
+        start, name = self.job.get("log_start"), self.file("log")
+        if start and not os.path.exists(name):
+            write_json(self.file("log.gap"), [0, start])
+            with open(name, "wb") as log:
+                log.truncate(start)
 
     def environment(self) -> dict[str, str]:
         env = dict(os.environ)
@@ -230,6 +267,9 @@ class Supervisor:
         if os.path.exists(os.path.join(os.path.dirname(bin_folder), "pyvenv.cfg")):
             env["VIRTUAL_ENV"] = os.path.dirname(bin_folder)
         os.makedirs(path("shared"), exist_ok=True)
+        network = interface_of(self.job.get("address", ""))
+        if network:  # else torch asks what the host's name means, which may be 127.0.1.1
+            env.update(GLOO_SOCKET_IFNAME=network, NCCL_SOCKET_IFNAME=network)
         env.update(read_json(self.file("env.json")) or {})
         self.forget_env()
         return env
@@ -258,7 +298,7 @@ class Supervisor:
         """Runs argv in a session of its own, its output in the log, and says how it ended."""
         kills_before = oom_kills()
         with open(self.file("log"), "ab") as log:
-            held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
             try:  # a stop that comes while the process starts must find the process
                 self.process = subprocess.Popen(
                     argv,
@@ -293,7 +333,9 @@ class Supervisor:
         except OSError:
             own_reason = ""
         if self.stopping:
-            return {"state": "stopped", "code": code if code >= 0 else 128 - code, "reason": own_reason or "as asked"}
+            state = ENDS.get(self.cause.partition(":")[0], "stopped")
+            reason = self.cause or own_reason or "as asked"
+            return {"state": state, "code": code if code >= 0 else 128 - code, "reason": reason}
         if code == 0:
             return {"state": "succeeded", "code": 0, "reason": own_reason}
         if code > 0:
@@ -305,6 +347,57 @@ class Supervisor:
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
+
+    # ---- while it runs ----
+
+    def watch(self, over: threading.Event) -> None:
+        """Every ten seconds: a sample of the machine, the log's cap, the job's time limit, the cloud's notice."""
+        limit_s, spot = self.job.get("timeout_s"), self.job.get("spot")
+        use, pause = Usage(), 1.0  # the first look is soon: a short job has its sample too
+        while not over.wait(pause):
+            pause = EVERY_S
+            self.sample(use)
+            with contextlib.suppress(OSError):
+                self.trim()
+            if limit_s:
+                left = (self.started_at or time.time()) + limit_s - time.time()
+                pause = min(pause, max(left, 0.1))
+                if left <= 0:
+                    self.end(f"timed out: the limit is {limit_s:g} s", self.grace_s)
+            if spot:
+                with contextlib.suppress(OSError, ValueError):  # it says nothing: there is no notice
+                    ends = spot_notice(spot)
+                    grace_s = max(1.0, min(ends - time.time() - 5, spot["notice_s"]))
+                    self.end(f"preempted: the cloud takes the machine back at {clock(ends)}", grace_s)
+
+    def end(self, cause: str, grace_s: float) -> None:
+        """Ends the job as its owner would, for another reason."""
+        if not self.stopping:
+            self.cause, self.grace_s = cause, grace_s
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def sample(self, use: Usage) -> None:
+        """One line more in usage.jsonl."""
+        use.lines += 1
+        if use.lines <= USAGE_LINES:
+            with contextlib.suppress(OSError, ValueError), open(self.file("usage.jsonl"), "a") as file:
+                file.write(json.dumps(use.look()) + "\n")
+
+    def trim(self) -> None:
+        """Where the log has outgrown its limit: a hole between its beginning and its newest three quarters.
+
+        What a byte's offset is never changes, so nobody who follows loses his place.
+        """
+        limit, name = self.job.get("log_bytes") or 0, self.file("log")
+        size = os.path.getsize(name) if os.path.exists(name) else 0
+        origin = self.job.get("log_start") or 0  # what is before it is at home
+        begin, end = 0 if origin else limit // 8 // 4096 * 4096, (size - limit * 3 // 4) // 4096 * 4096
+        before = (read_json(self.file("log.gap")) or [begin, begin])[1]
+        if not limit or size - origin <= limit or end - before < limit // 8:
+            return
+        write_json(self.file("log.gap"), [begin, end])  # before there is one: nobody reads zeros for a log
+        with open(name, "r+b") as log:
+            punch(log.fileno(), begin, end - begin)
 
     # ---- records ----
 
@@ -338,6 +431,104 @@ class Supervisor:
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.file("exit.reserved"), self.file("exit.json"))
+
+
+# ---- the machine --------------------------------------------------------------------------------------------------
+
+
+class Usage:
+    """What the machine is doing: shares from 0 to 1, memory and disk in GiB, for each GPU what nvidia-smi says."""
+
+    GPU = ("utilization.gpu", "memory.used", "temperature.gpu", "power.draw")
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.cpu = self.cpu_times()
+        self.smi = shutil.which("nvidia-smi")
+
+    def look(self) -> Record:
+        before, self.cpu = self.cpu, self.cpu_times()
+        busy, all_of_it = (now - then for now, then in zip(self.cpu, before))  # noqa: B905
+        memory = {}
+        with open("/proc/meminfo") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                memory[name] = int(value.split()[0]) / 2**20
+        sample: Record = {
+            "at": round(time.time(), 1),
+            "cpu": round(busy / all_of_it, 3) if all_of_it else 0.0,
+            "memory_gib": round(memory["MemTotal"] - memory["MemAvailable"], 2),
+            "disk_free_gib": round(shutil.disk_usage(ROOT).free / 2**30, 2),
+        }
+        gpus = list(self.gpus())
+        return dict(sample, gpus=gpus) if gpus else sample
+
+    @staticmethod
+    def cpu_times() -> tuple[int, int]:
+        """Busy and all, in clock ticks since boot (proc(5): user nice system idle iowait irq softirq steal)."""
+        try:
+            with open("/proc/stat") as file:
+                times = [int(word) for word in file.readline().split()[1:9]]
+        except OSError:
+            return 0, 0
+        return sum(times) - times[3] - times[4], sum(times)
+
+    def gpus(self) -> Iterator[Record]:
+        if not self.smi:
+            return
+        argv = [self.smi, f"--query-gpu={','.join(self.GPU)}", "--format=csv,noheader,nounits"]
+        try:
+            said = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=8).stdout.decode()
+        except (OSError, subprocess.TimeoutExpired):  # a driver that hangs isn't asked again
+            self.smi = None
+            return
+        for line in said.splitlines():
+            numbers = [float(word) if is_number(word) else None for word in line.split(",")]
+            if len(numbers) == len(self.GPU):
+                yield dict(zip(("utilization", "memory_mib", "celsius", "watts"), numbers))  # noqa: B905
+
+
+def is_number(word: str) -> bool:
+    try:
+        return float(word) == float(word)
+    except ValueError:
+        return False
+
+
+def spot_notice(spot: Record) -> float:
+    """When the cloud takes this machine back, in Unix seconds. Raises OSError or ValueError where it doesn't say so."""
+    base = os.environ.get(METADATA)
+
+    def ask(url: str, method: str, **headers: str) -> str:
+        if base:
+            url = base + "/" + url.split("/", 3)[3]
+        request = urllib.request.Request(url, method=method, headers=headers)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is a neighbour
+        with opener.open(request, timeout=3) as answer:
+            return str(answer.read(4096).decode("ascii", "replace"))
+
+    headers = {}
+    if spot.get("token_url"):
+        lifetime = {spot["token_header"] + "-ttl-seconds": "60"}
+        headers = {spot["token_header"]: ask(spot["token_url"], "PUT", **lifetime)}
+    said = ask(spot["url"], "GET", **headers)
+    date = re.search(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)", said)
+    if not date:
+        raise ValueError(said)
+    return calendar.timegm(time.strptime(" ".join(date.groups()), "%Y-%m-%d %H:%M:%S"))
+
+
+def clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S UTC", time.gmtime(seconds))
+
+
+def punch(descriptor: int, offset: int, size: int) -> None:
+    """Gives the disk back what the file holds there; its size stays (fallocate(2), Linux). Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    keep_size, punch_hole = 1, 2
+    c_long = ctypes.c_int64
+    if libc.fallocate(descriptor, keep_size | punch_hole, c_long(offset), c_long(size)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 # ---- pieces -------------------------------------------------------------------------------------------------------
@@ -396,6 +587,8 @@ def copy_tree(source: str, target: str) -> None:
         os.makedirs(into, exist_ok=True)
         for name in files:
             origin, copy = os.path.join(folder, name), os.path.join(into, name)
+            if os.path.lexists(copy):  # the job has been here before
+                os.unlink(copy)
             shutil.copy2(origin, copy, follow_symlinks=False)
             if not os.path.islink(copy):
                 os.chmod(copy, os.stat(copy).st_mode | 0o200)
@@ -403,6 +596,16 @@ def copy_tree(source: str, target: str) -> None:
             origin, copy = os.path.join(folder, name), os.path.join(into, name)
             if os.path.islink(origin) and not os.path.lexists(copy):
                 os.symlink(os.readlink(origin), copy)
+
+
+def interface_of(address: str) -> str:
+    """The network interface that has this IPv4 address, or "" (netdevice(7): SIOCGIFADDR)."""
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            request = struct.pack("256s", name.encode()[:15])
+            if socket.inet_ntoa(fcntl.ioctl(any_socket, 0x8915, request)[20:24]) == address:
+                return name
+    return ""
 
 
 def group_lives(group: int) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from infra.simulator.cloud import Simulator
 
 CLOUDS = ["aliyun", "tencent", "huawei"]
-
-
-@pytest.fixture
-def cloud(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    """An empty simulated cloud; it must be empty again when the test ends."""
-    home = cli.folder.parent / "simulator"
-    monkeypatch.setenv("ORCHESTRATE_SIMULATOR", str(home))
-    for name in [name for name in os.environ if name.startswith(("ALIBABA_", "ALICLOUD_", "TENCENTCLOUD_", "HW_"))]:
-        monkeypatch.delenv(name)
-    from infra import engine
-    from infra.simulator.cloud import Simulator
-
-    engine.install(print)
-    simulator = Simulator(home)
-    yield simulator
-    left = simulator.leftovers()
-    simulator.reset()
-    assert left == [], "the cloud has something left"
 
 
 def running(simulator: Simulator) -> list[Any]:
@@ -67,19 +49,22 @@ def test_a_plan_shows_all_and_makes_nothing(cli: Cli, cloud: Simulator, name: st
     assert cloud.inventory() == [] and cli("status", "--all", "--json").json == []
 
 
-def test_what_is_sold_out_is_followed_by_the_next_offer(cli: Cli, cloud: Simulator) -> None:
-    cloud.sell_out("alicloud ecs.gn7i-c8g1.2xlarge *")
+def test_what_somebody_else_was_quicker_to_get_is_followed_by_the_next_offer(cli: Cli, cloud: Simulator) -> None:
+    cloud.set_price("alicloud", "ecs.gn7i-c8g1.2xlarge", 1.0)
+    cloud.sell_out("alicloud ecs.gn7i-c8g1.2xlarge cn-hangzhou-j", shown=False)
     up = cli("up", "s", "--provider", "aliyun", "--gpu", "--simulate", "--yes", "--json")
     assert "sold out" in up.err and "nothing of it is left" in up.err
-    assert up.json["machine"]["instance_type"] == "ecs.gn6i-c4g1.xlarge"
+    assert up.json["machine"]["instance_type"] == "ecs.gn7i-c8g1.2xlarge"
+    assert [one.zone for one in cloud.machines()] == ["cn-hangzhou-h"]
     assert len(cloud.machines()) == 1
     cli("down")
 
 
 def test_when_everything_is_sold_out_the_error_says_what_was_tried(cli: Cli, cloud: Simulator) -> None:
-    cloud.sell_out("alicloud * *")
-    done = cli("up", "s", "--provider", "aliyun", "--gpu", "--simulate", "--yes", code=3)
-    assert done.err.count("sold out") >= 4 and "none of the offers" in done.err
+    cloud.sell_out("alicloud * *", shown=False)
+    asked = "--provider", "aliyun", "--gpus", "A10", "--zone", "cn-hangzhou-j"
+    done = cli("up", "s", *asked, "--simulate", "--yes", code=3)
+    assert done.err.count("nothing of it is left") == 2 and "none of the offers" in done.err
     assert cloud.inventory() == []
 
 

@@ -91,7 +91,7 @@ class Rig:
         return local.machine_id(self.session, self.folder)
 
     def create(self, **changes: Any) -> Machine:
-        self.machine = local.create(replace(self.spec, **changes), self.said.append)
+        (self.machine,) = local.create(replace(self.spec, **changes), self.said.append)
         return self.machine
 
     def destroy(self) -> None:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import catalog
+from infra import asking, catalog
 from infra.errors import BadCredentials, BadRequest, NoAnswer, NotAllowed, Refused
 from infra.provider import TAG_SESSION, Access, Credentials, Offer, Quote, Rented, Request, Survivor
 
@@ -159,12 +159,12 @@ def test_regions_of_one_price_come_in_the_order_of_preference() -> None:
     tencent = load("tencent")
     found = [one.region for one in catalog.offers(tencent, Request(gpu="A10"))]
     assert found == list(tencent.regions)
-    assert {one.region for one in catalog.offers(tencent, Request(gpus=1, region="ap-beijing"))} == {"ap-beijing"}
+    assert {one.region for one in catalog.offers(tencent, Request(gpus=1, regions=("ap-beijing",)))} == {"ap-beijing"}
 
 
 def test_a_region_that_the_cloud_has_not_is_refused(rented: Rented) -> None:
     with pytest.raises(BadRequest) as caught:
-        catalog.offers(rented, Request(gpus=1, region="mars-1"))
+        catalog.offers(rented, Request(gpus=1, regions=("mars-1",)))
     assert rented.regions[0] in caught.value.hint
 
 
@@ -181,11 +181,12 @@ OFFERS = st.builds(
     cpus=st.integers(1, 16), memory_gib=st.integers(1, 64), gpus=st.integers(0, 2),
     gpu=st.sampled_from(["A10", "A100-40", "V100-32"]), gpu_memory_gib=st.sampled_from([8, 24, 40]), spot=st.booleans(),
     price_per_hour=st.none() | st.floats(0.01, 99), currency=st.just("CNY"),
+    in_stock=st.sampled_from([None, True, False]),
 )  # fmt: skip
 REQUESTS = st.builds(
     Request,
     gpus=st.integers(0, 2), gpu=st.sampled_from(["", "A10", "A100", "V100"]), cpus=st.integers(0, 16),
-    memory_gib=st.integers(0, 64), spot=st.booleans(), region=st.sampled_from(["", "r1"]),
+    memory_gib=st.integers(0, 64), spot=st.booleans(), regions=st.sampled_from([(), ("r1",)]),
     max_price_per_hour=st.none() | st.floats(0.01, 99),
 )  # fmt: skip
 
@@ -200,23 +201,28 @@ def may_serve(asked: Request, one: Offer) -> bool:
         one.cpus < asked.cpus,
         one.memory_gib < asked.memory_gib,
         one.spot is not asked.spot,
-        asked.region and one.region != asked.region,
+        asked.regions and one.region not in asked.regions,
         asked.max_price_per_hour is not None and (one.price_per_hour or 1e9) > asked.max_price_per_hour,
     ]
     return not any(reasons)
 
 
 @given(REQUESTS, st.lists(OFFERS, max_size=12))
-def test_for_any_request_the_first_offer_is_the_cheapest_known_one_that_fits(
+def test_for_any_request_the_first_offer_is_the_cheapest_known_one_that_fits_and_is_in_stock_where_that_is_known(
     asked: Request, offers: list[Offer]
 ) -> None:
     chosen = catalog.choose(asked, offers, ["r2", "r1"])
     fitting = [one for one in offers if may_serve(asked, one)]
     assert sorted(map(id, chosen)) == sorted(map(id, fitting))
-    prices = [one.price_per_hour for one in chosen]
-    known = [price for price in prices if price is not None]
-    assert prices == sorted(known) + [None] * (len(prices) - len(known))
+    gone = [one.in_stock is False for one in chosen]
+    assert gone == sorted(gone), "what is sold out comes last"
+    for sold_out in (False, True):
+        prices = [one.price_per_hour for one in chosen if (one.in_stock is False) == sold_out]
+        known = [price for price in prices if price is not None]
+        assert prices == sorted(known) + [None] * (len(prices) - len(known))
     for before, after in itertools.pairwise(chosen):
+        if (before.in_stock is False) != (after.in_stock is False):
+            continue
         if before.price_per_hour == after.price_per_hour and before.region != after.region:
             assert (before.region, after.region) == ("r2", "r1")
         if before.price_per_hour == after.price_per_hour and before.region == after.region:
@@ -240,11 +246,17 @@ def test_what_the_cloud_says_replaces_what_the_file_says() -> None:
         return Quote("t", zone, price, "CNY", there, False, "the cloud", "2026-01-02")
 
     assert catalog.merge([one], []) == [one]
-    assert catalog.merge([one], [quote("", None, False)]) == [], "sold out"
+    assert catalog.merge([one], [quote("", None, False)]) == [replace(one, in_stock=False)], "sold nowhere"
     said = catalog.merge([one], [quote("r-a", 3.0, True), quote("r-b", 2.0, False), quote("q-a", 1.0, True)])
-    assert [(one.zone, one.price_per_hour, one.confirmed) for one in said] == [("r-a", 3.0, True)]
+    assert [(one.zone, one.price_per_hour, one.in_stock, one.confirmed) for one in said] == [
+        ("r-a", 3.0, True, True),
+        ("r-b", 2.0, False, True),
+    ]
     (silent,) = catalog.merge([one], [quote("r-a", None, True)])
     assert (silent.price_per_hour, silent.price_source) == (9.0, one.price_source)
+    (elsewhere,) = catalog.merge([replace(one, zone="r-c")], [quote("r-a", 3.0, True)])
+    assert (elsewhere.zone, elsewhere.price_per_hour, elsewhere.in_stock) == ("r-c", 9.0, False), "not sold there"
+    assert catalog.merge([one], [replace(quote("", None, False), region="q")]) == [one], "said of another region"
 
 
 # ---- asking -------------------------------------------------------------------------------------------------------
@@ -426,25 +438,28 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCloud]:
 
 def test_alibaba_tells_price_and_stock_by_zone(cloud: FakeCloud) -> None:
     types = ["ecs.gn7i-c8g1.2xlarge", "ecs.gone"]
-    quotes = catalog.live(load("aliyun"), cloud.access(), types)
+    quotes = asking.live(load("aliyun"), cloud.access(), types)
     assert [(one.instance_type, one.zone, one.price_per_hour, one.currency, one.in_stock) for one in quotes] == [
         ("ecs.gn7i-c8g1.2xlarge", "cn-hangzhou-i", 9.5, "CNY", True),
         ("ecs.gn7i-c8g1.2xlarge", "cn-hangzhou-j", 9.5, "CNY", False),
         ("ecs.gone", "", None, "", False),
     ]
     assert cloud.actions() == ["DescribeAvailableResource", "DescribePrice"]
-    offers = catalog.offers(load("aliyun"), Request(gpu="A10", region="cn-hangzhou"), quotes)
-    assert [(one.zone, one.price_per_hour) for one in offers if one.price_per_hour] == [("cn-hangzhou-i", 9.5)]
+    offers = catalog.offers(load("aliyun"), Request(gpu="A10", regions=("cn-hangzhou",)), quotes)
+    assert [(one.zone, one.price_per_hour, one.in_stock) for one in offers if one.price_per_hour] == [
+        ("cn-hangzhou-i", 9.5, True),
+        ("cn-hangzhou-j", 9.5, False),
+    ]
 
 
 def test_alibaba_is_asked_for_spot_prices_as_such(cloud: FakeCloud) -> None:
-    quotes = catalog.live(load("aliyun"), cloud.access(), ["ecs.gn7i-c8g1.2xlarge"], spot=True)
+    quotes = asking.live(load("aliyun"), cloud.access(), ["ecs.gn7i-c8g1.2xlarge"], spot=True)
     assert all(one.spot for one in quotes)
     assert [one.parameters["SpotStrategy"] for one in cloud.asked] == ["SpotAsPriceGo"] * 2
 
 
 def test_tencent_tells_price_and_stock_by_zone(cloud: FakeCloud) -> None:
-    quotes = catalog.live(load("tencent"), cloud.access("ap-guangzhou"), ["GN7.2XLARGE32", "GN0"])
+    quotes = asking.live(load("tencent"), cloud.access("ap-guangzhou"), ["GN7.2XLARGE32", "GN0"])
     assert [(one.instance_type, one.zone, one.price_per_hour, one.currency, one.in_stock) for one in quotes] == [
         ("GN7.2XLARGE32", "ap-guangzhou-6", 7.5, "CNY", True),
         ("GN7.2XLARGE32", "ap-guangzhou-7", None, "", False),
@@ -456,7 +471,7 @@ def test_tencent_tells_price_and_stock_by_zone(cloud: FakeCloud) -> None:
 
 
 def test_huawei_tells_price_and_stock_by_zone(cloud: FakeCloud) -> None:
-    quotes = catalog.live(load("huawei"), cloud.access("cn-north-4"), ["pi2.2xlarge.4"])
+    quotes = asking.live(load("huawei"), cloud.access("cn-north-4"), ["pi2.2xlarge.4"])
     assert [(one.zone, one.price_per_hour, one.currency, one.in_stock) for one in quotes] == [
         ("cn-north-4a", 8.25, "CNY", True),
         ("cn-north-4b", 8.25, "CNY", False),
@@ -469,7 +484,7 @@ def test_huawei_tells_price_and_stock_by_zone(cloud: FakeCloud) -> None:
 
 
 def test_a_spot_price_of_huawei_stays_unknown(cloud: FakeCloud) -> None:
-    quotes = catalog.live(load("huawei"), cloud.access("cn-north-4"), ["pi2.2xlarge.4"], spot=True)
+    quotes = asking.live(load("huawei"), cloud.access("cn-north-4"), ["pi2.2xlarge.4"], spot=True)
     assert {one.price_per_hour for one in quotes} == {None}
     assert cloud.asked[-1].parameters["sell_mode"] == "spot"
     assert not [action for action in cloud.actions() if "ratings" in action]
@@ -478,7 +493,7 @@ def test_a_spot_price_of_huawei_stays_unknown(cloud: FakeCloud) -> None:
 def test_huawei_without_a_project_in_the_region_says_so(cloud: FakeCloud) -> None:
     cloud.answers["/v3/projects"] = {"projects": []}
     with pytest.raises(NotAllowed) as caught:
-        catalog.left(load("huawei"), cloud.access("cn-north-4"), None)
+        asking.left(load("huawei"), cloud.access("cn-north-4"), None)
     assert caught.value.hint == "set HW_PROJECT_ID"
 
 
@@ -494,7 +509,7 @@ LEFT = {
 
 def test_the_cloud_itself_says_what_is_left_of_a_session(rented: Rented, cloud: FakeCloud) -> None:
     region = rented.regions[0]
-    found = catalog.left(rented, cloud.access(region), "my-run")
+    found = asking.left(rented, cloud.access(region), "my-run")
     assert [(one.kind, one.id) for one in found] == LEFT[rented.name]
     for one in found:
         assert one.region == region
@@ -504,7 +519,7 @@ def test_the_cloud_itself_says_what_is_left_of_a_session(rented: Rented, cloud: 
 
 
 def test_only_a_sessions_tag_is_asked_for(rented: Rented, cloud: FakeCloud) -> None:
-    catalog.left(rented, cloud.access(rented.regions[0]), "my-run")
+    asking.left(rented, cloud.access(rented.regions[0]), "my-run")
     named = {"aliyun": {"Tag.1.Key": TAG_SESSION, "Tag.1.Value": "my-run"},
              "tencent": {"Filters": [{"Name": f"tag:{TAG_SESSION}", "Values": ["my-run"]}]},
              "huawei": {"tags": [{"key": TAG_SESSION, "values": ["my-run"]}]}}[rented.name]  # fmt: skip
@@ -515,7 +530,7 @@ def test_only_a_sessions_tag_is_asked_for(rented: Rented, cloud: FakeCloud) -> N
 
 
 def test_everybodys_sessions_can_be_asked_for_too(rented: Rented, cloud: FakeCloud) -> None:
-    found = catalog.left(rented, cloud.access(rented.regions[0]), None)
+    found = asking.left(rented, cloud.access(rented.regions[0]), None)
     named = {"aliyun": {"Tag.1.Key": TAG_SESSION},
              "tencent": {"Filters": [{"Name": "tag-key", "Values": [TAG_SESSION]}]},
              "huawei": {"tags": [{"key": TAG_SESSION, "values": []}]}}[rented.name]  # fmt: skip
@@ -542,7 +557,7 @@ def test_every_page_of_a_long_list_is_read(name: str, field: str, cloud: FakeClo
             return {field: {"Instance": things}} if name == "aliyun" else {field: things}
 
     cloud.answers = Paged()
-    found = catalog.left(load(name), cloud.access(), "my-run")
+    found = asking.left(load(name), cloud.access(), "my-run")
     assert len([one for one in found if one.kind == "machine"]) == 5
 
 
@@ -550,12 +565,12 @@ def test_an_answer_that_is_not_understood_is_never_nothing(rented: Rented, cloud
     for raw in (b"{}", b"[]", b'{"Response": {}}', b"null", b"<html>", b""):
         cloud.raw = raw
         with pytest.raises((NoAnswer, NotAllowed)):
-            catalog.left(rented, cloud.access(rented.regions[0]), "my-run")
+            asking.left(rented, cloud.access(rented.regions[0]), "my-run")
 
 
 def test_what_is_left_can_be_deleted_one_by_one(rented: Rented, cloud: FakeCloud) -> None:
     access = cloud.access(rented.regions[0])
-    for one in catalog.left(rented, access, "my-run"):
+    for one in asking.left(rented, access, "my-run"):
         cloud.asked.clear()
         rented.delete(access, one)
         last = cloud.asked[-1]
@@ -609,7 +624,7 @@ def test_a_key_that_is_wrong_is_said_to_be(rented: Rented, cloud: FakeCloud) -> 
     action, status, content = WRONG_KEY[rented.name]
     cloud.refuse[action] = (status, content)
     with pytest.raises(BadCredentials) as caught:
-        catalog.left(rented, cloud.access(), "my-run")
+        asking.left(rented, cloud.access(), "my-run")
     assert "CANARY" not in f"{caught.value} {caught.value.hint} {caught.value.__cause__}"
 
 
@@ -621,12 +636,12 @@ def test_a_refusal_that_is_not_known_says_what_the_cloud_said(rented: Rented, cl
         "huawei": (400, {"error_code": "Odd.Thing", "error_msg": "because"}),
     }[rented.name]
     with pytest.raises(Refused, match=r"Odd\.Thing.*because") as caught:
-        catalog.left(rented, cloud.access(), "my-run")
+        asking.left(rented, cloud.access(), "my-run")
     assert caught.value.code == "Odd.Thing"
 
 
 def test_every_call_is_signed_and_sends_no_secret(rented: Rented, cloud: FakeCloud) -> None:
-    catalog.left(rented, cloud.access(), "my-run")
+    asking.left(rented, cloud.access(), "my-run")
     for one in cloud.asked:
         assert "AKID" in one.headers["authorization"]
         assert "TOKEN" in one.headers.values()
@@ -637,14 +652,14 @@ def test_a_cloud_that_drips_its_answer_meets_the_deadline(rented: Rented, cloud:
     cloud.delay_s, cloud.raw = 0.2, b"[" + b" " * 5000 + b"]"
     started = time.monotonic()
     with pytest.raises(NoAnswer, match="took longer than 1 s"):
-        catalog.left(rented, cloud.access(deadline_s=1), "my-run")
+        asking.left(rented, cloud.access(deadline_s=1), "my-run")
     assert time.monotonic() - started < 6
     cloud.delay_s = 0
 
 
 def test_a_cloud_that_is_not_there_is_no_answer(rented: Rented, cloud: FakeCloud) -> None:
     nowhere = replace(cloud.access(), endpoint="http://127.0.0.1:9")
-    for call in (lambda: catalog.left(rented, nowhere, "x"), lambda: catalog.live(rented, nowhere, ["t"])):
+    for call in (lambda: asking.left(rented, nowhere, "x"), lambda: asking.live(rented, nowhere, ["t"])):
         with pytest.raises(NoAnswer):
             call()
 
@@ -663,7 +678,7 @@ def test_without_an_endpoint_the_clouds_own_is_called(rented: Rented, monkeypatc
     monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", cut)
     region = rented.regions[0]
     with pytest.raises(NoAnswer):
-        catalog.left(rented, Access(Credentials("AKID", "SECRET"), region), "my-run")
+        asking.left(rented, Access(Credentials("AKID", "SECRET"), region), "my-run")
     host = urllib.parse.urlsplit(went[0]).netloc
     assert (
         host
@@ -682,8 +697,8 @@ def test_without_an_endpoint_the_clouds_own_is_called(rented: Rented, monkeypatc
 def test_alibabas_parameters_are_those_of_its_sdk(cloud: FakeCloud) -> None:
     models = pytest.importorskip("alibabacloud_ecs20140526.models")
     aliyun = load("aliyun")
-    catalog.live(aliyun, cloud.access(), ["ecs.gn7i-c8g1.2xlarge"], spot=True)
-    for one in catalog.left(aliyun, cloud.access(), "my-run"):
+    asking.live(aliyun, cloud.access(), ["ecs.gn7i-c8g1.2xlarge"], spot=True)
+    for one in asking.left(aliyun, cloud.access(), "my-run"):
         aliyun.delete(cloud.access(), one)
     checked = 0
     for one in cloud.asked:
@@ -698,8 +713,8 @@ def test_alibabas_parameters_are_those_of_its_sdk(cloud: FakeCloud) -> None:
 def test_tencents_parameters_are_those_of_its_sdk(cloud: FakeCloud) -> None:
     models = pytest.importorskip("tencentcloud.cvm.v20170312.models")
     tencent = load("tencent")
-    catalog.live(tencent, cloud.access(), ["GN7.2XLARGE32"], spot=True)
-    for one in catalog.left(tencent, cloud.access(), "my-run"):
+    asking.live(tencent, cloud.access(), ["GN7.2XLARGE32"], spot=True)
+    for one in asking.left(tencent, cloud.access(), "my-run"):
         tencent.delete(cloud.access(), one)
     checked = 0
     for one in cloud.asked:
@@ -712,8 +727,8 @@ def test_tencents_parameters_are_those_of_its_sdk(cloud: FakeCloud) -> None:
 
 def test_huaweis_parameters_are_those_of_its_sdk(cloud: FakeCloud) -> None:
     ecs, bss = pytest.importorskip("huaweicloudsdkecs.v2"), pytest.importorskip("huaweicloudsdkbss.v2")
-    catalog.live(load("huawei"), cloud.access(), ["pi2.2xlarge.4"])
-    for one in catalog.left(load("huawei"), cloud.access(), "my-run"):
+    asking.live(load("huawei"), cloud.access(), ["pi2.2xlarge.4"])
+    for one in asking.left(load("huawei"), cloud.access(), "my-run"):
         load("huawei").delete(cloud.access(), one)
     sent = {one.action.rsplit("/", 1)[1]: one.parameters for one in cloud.asked}
     product = sent["on-demand-resources"].pop("product_infos")[0]

@@ -73,6 +73,7 @@ def test_it_is_what_it_was() -> None:
         ("/usr/local/sbin/orchestrate-guard", "0755"),
         ("/etc/systemd/system/orchestrate-guard.service", "0644"),
         ("/etc/ssh/sshd_config.d/10-orchestrate.conf", "0644"),
+        ("/usr/local/sbin/orchestrate-rekey", "0755"),
         ("/etc/pip.conf", "0644"),
         ("/usr/local/sbin/orchestrate-driver", "0755"),
     ]
@@ -140,6 +141,82 @@ def test_it_is_smaller_than_every_clouds_limit(driver: str) -> None:
 def test_one_that_is_too_large_is_refused() -> None:
     with pytest.raises(BadRequest, match="user-data has"):
         cloudinit.user_data(replace(SPEC, client_public_key="ssh-rsa " + "A" * 20000))
+
+
+# ---- another host key ---------------------------------------------------------------------------------------------
+
+
+class Rekey:
+    """The script with a folder for /etc/ssh, and a systemctl that writes down what it is told, and when."""
+
+    def __init__(self, folder: Path) -> None:
+        self.key, self.new = folder / "etc" / "ssh_host_ed25519_key", folder / "etc" / "ssh_host_ed25519_key.new"
+        self.script, self.log = folder / "rekey", folder / "log"
+        self.key.parent.mkdir()
+        self.key.touch(0o600)
+        self.key.write_text(HOST_PRIVATE)
+        text = written(read(cloudinit.user_data(SPEC)))[cloudinit.REKEY_PATH]
+        self.script.write_text(text.replace(cloudinit.HOST_KEY, str(self.key)))
+        self.systemctl(f"echo $* >>{self.log}; cat {self.key} >>{self.log}")
+
+    def systemctl(self, body: str) -> None:
+        program = self.script.with_name("systemctl")
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o755)
+
+    def run(self, *words: str, status: int = 0) -> str:
+        path = f"{self.script.parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["sh", str(self.script), *words], env={"PATH": path}, timeout=60, check=False, capture_output=True,
+            text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        return done.stdout
+
+    def public(self) -> list[str]:
+        return self.key.with_name(f"{self.key.name}.pub").read_text().split()
+
+
+@pytest.fixture
+def rekey(tmp_path: Path, sshd: str) -> Rekey:
+    """Its ssh-keygen is where an sshd is."""
+    return Rekey(tmp_path)
+
+
+def test_a_new_host_key_is_made_beside_the_old_one_and_then_put_in_its_place(rekey: Rekey) -> None:
+    made = rekey.run("new")
+    assert made.split()[0] == "ssh-ed25519" and made.count("\n") == 1 and made.split() != HOST_PUBLIC.split()
+    assert rekey.key.read_text() == HOST_PRIVATE and not rekey.log.exists(), "nothing of it is shown yet"
+    private = rekey.new.read_text()
+    assert rekey.new.stat().st_mode & 0o777 == 0o600
+    assert rekey.run("new") == made, "the one that is there is taken"
+    rekey.run("apply")
+    assert rekey.key.read_text() == private and rekey.key.stat().st_mode & 0o777 == 0o600
+    assert rekey.public() == made.split()
+    assert rekey.log.read_text() == f"reload ssh\n{private}", "sshd hears of it once it is in place"
+    assert sorted(path.name for path in rekey.key.parent.iterdir()) == [rekey.key.name, f"{rekey.key.name}.pub"]
+    rekey.run("apply")
+    assert rekey.key.read_text() == private and rekey.log.read_text().count("reload ssh") == 2
+    assert rekey.run("new") != made, "one that is in use is never taken again"
+
+
+@pytest.mark.parametrize("left", ["", HOST_PRIVATE[:100], "nonsense\n"])
+def test_a_new_host_key_that_was_half_written_is_made_anew(rekey: Rekey, left: str) -> None:
+    rekey.new.write_text(left)
+    rekey.new.with_suffix(".new.pub").write_text("ssh-ed25519 AAAA\n")
+    made = rekey.run("new")
+    rekey.run("apply")
+    assert rekey.public() == made.split()
+
+
+def test_where_a_reload_fails_sshd_is_restarted_and_where_that_fails_it_is_said(rekey: Rekey) -> None:
+    rekey.systemctl(f'echo $* >>{rekey.log}; [ "$1" = restart ]')
+    rekey.run("new")
+    rekey.run("apply")
+    assert rekey.log.read_text().split("\n")[:2] == ["reload ssh", "restart ssh"]
+    rekey.systemctl("exit 5")
+    rekey.run("apply", status=5)
+    rekey.run(status=2)
 
 
 # ---- the guard ----------------------------------------------------------------------------------------------------

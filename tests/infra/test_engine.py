@@ -22,10 +22,19 @@ from typing import Any
 import pytest
 from pluginfake import drive
 
-from infra import deployment, engine, enginecommand, plugins, stackstate
+from infra import deployment, engine, enginecommand, plugins, processes, stackstate
 from infra.engine import Engine
 from infra.errors import MissingTool
-from infra.stack import EngineFailed, EngineLocked, EnginePending, NoState, Stack, StateDamaged, WrongPassphrase
+from infra.stack import (
+    EngineFailed,
+    EngineLocked,
+    EngineOverdue,
+    EnginePending,
+    NoState,
+    Stack,
+    StateDamaged,
+    WrongPassphrase,
+)
 
 HERE = Path(__file__).parent
 VM = "alicloud:ecs/instance:Instance"
@@ -419,17 +428,40 @@ def test_three_signals_forward_one(world: World, numbers: list[signal.Signals]) 
     assert world.exists() == world.in_state() == KINDS and world.locks() == []
 
 
-def test_an_interrupt_while_destroying_ends_in_order_and_a_rerun_finishes(world: World) -> None:
+def test_an_interrupt_while_destroying_does_not_keep_it_from_finishing(world: World) -> None:
     world.up()
     world.rules({"call": "Delete", "type": VM, "delay_s": 3})
     process = world.start("destroy")
     world.until_called(f"Delete {VM}")
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130, world.told()
-    assert world.exists() == world.in_state()
-    assert VM not in world.exists() and world.locks() == []
+    assert process.wait(60) == 0, world.told()
+    assert "still deleting" in world.told() and world.told().endswith("ended: destroyed\n")
+    assert world.exists() == world.in_state() == [] and world.locks() == []
+
+
+def test_a_plugin_that_hangs_is_ended_with_its_engine_at_the_deadline(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = f"Create {KINDS[2]}"
+    world.rules({"call": "Create", "type": KINDS[2], "delay_s": 600})
+    monkeypatch.setattr(enginecommand, "within_s", lambda: 0.5 if begun in world.calls() else 600.0)
+    with pytest.raises(EngineOverdue, match="did not end within"):
+        world.up()
+    until(lambda: not processes.carrying(f"{enginecommand.MARK}=test"))
+    assert [one.type for one in stackstate.pending(world.stack)] == [KINDS[2]]
+
+
+def test_what_a_killed_command_has_left_is_waited_for_and_its_plugin_ended(world: World) -> None:
+    world.rules({"call": "Create", "type": VM, "delay_s": 3})
+    process = world.start("up")
+    world.until_called(f"Create {VM}")
+    pid = world.engine_pid()
+    process.kill()
+    enginecommand.end_orphans("test", world.said.append)
+    assert f"waiting for the engine (pid {pid})" in world.said[0]
+    assert not processes.carrying(f"{enginecommand.MARK}=test")
+    assert world.exists() == world.in_state() == KINDS
     world.destroy()
-    assert world.exists() == []
 
 
 def test_our_own_death_leaves_the_machine_recorded_and_the_lock_free(world: World) -> None:
@@ -536,6 +568,16 @@ def test_a_lock_that_is_cut_off_is_kept(made: Made) -> None:
     with pytest.raises(EngineLocked, match="unknown host"):
         stackstate.unlock(made.world.stack)
     file.unlink()
+
+
+def test_half_written_attributes_of_the_state_are_mended(made: Made) -> None:
+    """An engine that is killed in that moment leaves a state that no engine loads."""
+    attributes = made.world.stack.state_file.with_name("test.json.attrs")
+    attributes.write_bytes(b"")
+    with pytest.raises(EngineFailed, match="failed to load checkpoint: EOF"):
+        made.world.up()
+    stackstate.unlock(made.world.stack)
+    assert made.world.up() == made.outputs
 
 
 # The environment.

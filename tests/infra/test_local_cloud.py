@@ -60,7 +60,7 @@ def test_it_outlives_the_process_that_made_it(server: str, new_rig: NewRig) -> N
         "from infra.provider import MachineSpec\n"
         "fields = json.load(sys.stdin)\n"
         "fields['folder'] = pathlib.Path(fields['folder'])\n"
-        "machine = local.create(MachineSpec(**fields), lambda line: None)\n"
+        "(machine,) = local.create(MachineSpec(**fields), lambda line: None)\n"
         "print(machine.port)\n"
     )
     made = subprocess.run(
@@ -391,14 +391,14 @@ def test_the_offer_is_this_computer_and_free() -> None:
     assert offer.cpus == len(os.sched_getaffinity(0))
     assert offer.memory_gib > 0.1
     assert offer.price == "free"
-    assert local.offers(Request(region="local", cpus=1, memory_gib=0.1, disk_gib=0.001)) == [offer]
+    assert local.offers(Request(regions=("local",), cpus=1, memory_gib=0.1, disk_gib=0.001)) == [offer]
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
         (Request(spot=True), "no spot"),
-        (Request(region="cn-hangzhou"), "no region 'cn-hangzhou'"),
+        (Request(regions=("cn-hangzhou",)), "no region cn-hangzhou"),
         (Request(cpus=10_000), "10000 CPUs"),
         (Request(memory_gib=1e6), "1e\\+06 GiB of memory"),
         (Request(disk_gib=1e9), "1e\\+09 GiB of free disk"),

@@ -311,7 +311,7 @@ def test_an_end_too_soon_for_the_cloud_is_put_off_and_said(name: str, minutes: i
 def test_an_end_that_no_cloud_enforces_is_said(tmp_path: Path) -> None:
     huawei = load("huawei")
     for region, enforced in {"cn-north-4": True, "cn-south-1": True, "cn-east-3": False}.items():
-        spec = spec_of(huawei, tmp_path, request=Request(gpus=1, region=region))
+        spec = spec_of(huawei, tmp_path, request=Request(gpus=1, regions=(region,)))
         assert any("only in cn-north-4 and cn-south-1" in line for line in huawei.caveats(spec)) != enforced
     tencent = load("tencent")
     assert any("by a second call" in line for line in tencent.caveats(spec_of(tencent, tmp_path)))

@@ -92,7 +92,7 @@ class Machine:
 
     def agent(self, timeout_s: float = 30) -> Wire:
         """One more agent."""
-        channel: Any = Pipes([self.python, "-X", "utf8", "-u", "-c", wire.LOADER], self.env)
+        channel: Any = Pipes([self.python, "-S", "-X", "utf8", "-u", "-c", wire.LOADER], self.env)
         self.wires.append(Wire(channel, timeout_s))
         return self.wires[-1]
 
@@ -161,7 +161,7 @@ class Machine:
         import hashlib
 
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in names.items()}
-        self.wire.put([(digests[name], [data]) for name, data in names.items()])
+        self.wire.put([({"digest": digests[name]}, [data]) for name, data in names.items()])
         entries = [(name, digests[name], (modes or {}).get(name, "file")) for name in names]
         tree = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
         self.wire.call("tree", tree=tree, entries=entries)

@@ -260,7 +260,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     (folder / "id").write_text(client.private)
     offer = Offer("local", "local", "local", "this computer", 1, 1)
     spec = MachineSpec("bare", offer, folder, time.time() + 600, client.public, server.public, server.private)
-    machine = local.create(spec, lambda line: None)
+    (machine,) = local.create(spec, lambda line: None)
     with Host("127.0.0.1", machine.port, machine.user, folder / "id", server.public) as host:
         yield host
     local.destroy("bare", folder, lambda line: None)

@@ -53,8 +53,11 @@ def test_an_empty_file_or_field_means_the_default(read, text):
 def test_every_field_is_read(read):
     config = read("""
 name: my-run
-resources: {provider: aliyun, region: cn-hangzhou, gpus: A10:2, cpus: 8+, memory: 32GiB, disk: "100", spot: yes,
-            max_price: 19.5, expiry: 1h30m, port: 2222}
+resources: {provider: aliyun, region: [cn-hangzhou, cn-shanghai], zone: cn-hangzhou-j, nodes: 2, gpus: A10:2, cpus: 8+,
+            memory: 32GiB, disk: "100", spot: yes, max_price: 19.5, budget: 100, expiry: 1h30m, idle: 2h, port: 2222,
+            allow: [203.0.113.7, 198.51.100.0/24], data_disk: 1T, image: m-1, network: vpc-1, subnet: vsw-1,
+            security_group: sg-1}
+state: file:///srv/state
 tools: []
 workdir: src
 exclude: ["*.tar"]
@@ -75,11 +78,16 @@ stop_grace: 0s
         memory_gib=32,
         disk_gib=100,
         spot=True,
-        region="cn-hangzhou",
+        regions=("cn-hangzhou", "cn-shanghai"),
+        zone="cn-hangzhou-j",
         port=2222,
         max_price_per_hour=19.5,
     )
-    assert config.resources.expiry == 5400
+    found = config.resources
+    assert (found.expiry, found.idle, found.nodes, found.budget, found.data_disk) == (5400, 7200, 2, 100, 1024)
+    assert (found.providers, found.allow) == (("aliyun",), ("203.0.113.7/32", "198.51.100.0/24"))
+    assert (found.image, found.network, found.subnet, found.security_group) == ("m-1", "vpc-1", "vsw-1", "sg-1")
+    assert config.state == "file:///srv/state"
     assert (config.name, config.tools, config.workdir, config.exclude) == ("my-run", (), "src", ("*.tar",))
     assert (config.inputs, config.outputs) == ({"data/cifar10": "~/cifar10"}, ("outputs", "logs/*.txt"))
     assert (config.setup, config.run) == ("pip install einops", "python train.py\n")
@@ -100,7 +108,24 @@ def test_envs_and_arguments_keep_the_text_that_was_written(read):
 
 
 def test_a_region_called_no_is_not_a_boolean(read):
-    assert read("resources: {region: no, spot: off}").resources.region == "no"
+    assert read("resources: {region: no, spot: off}").resources.regions == ("no",)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("aliyun", ("aliyun",)), ("aliyun, tencent", ("aliyun", "tencent")), ("[huawei, aliyun]", ("huawei", "aliyun")),
+     ("any", ("any",)), ("[local]", ("local",))],
+)  # fmt: skip
+def test_one_provider_or_several(read, text, names):
+    assert read(f"resources:\n  provider: {text}").resources.providers == names
+    assert override(read(""), {"resources.provider": text.strip("[]")}).resources.providers == names
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("never", 0), ("0", 0), ("90m", 5400), ("300", 300)])
+def test_idle_is_a_time_or_never(read, text, seconds):
+    config = read(f"resources: {{idle: {text}}}")
+    assert config.resources.idle == seconds
+    assert override(config, {"resources.gpus": 1}).resources.idle == seconds
 
 
 @pytest.mark.parametrize(
@@ -150,7 +175,7 @@ def test_a_config_never_changes():
         ("resources: {memory: .inf}", "resources.memory: should be a size in GiB, such as 32, 32GB or 512MB; found "
          ".inf"),
         ("resources: {spot: maybe}", "resources.spot: should be true or false; found maybe"),
-        ("resources: {max_price: -1}", "resources.max_price: should be a price per hour, a number such as 20 or 1.5; "
+        ("resources: {max_price: -1}", "resources.max_price: should be a price, a number such as 20 or 1.5; "
          "found -1"),
         ("resources: {port: 65536}", "resources.port: should be a port, a whole number from 1 to 65535; found 65536"),
         ("resources: {port: 0}", "resources.port: should be a port, a whole number from 1 to 65535; found 0"),
@@ -160,6 +185,32 @@ def test_a_config_never_changes():
          "found 59"),
         ("resources: {expiry: 31d}", "resources.expiry: should be a duration from 1m to 30d, such as 8h, 90m or "
          "1h30m; found 31d"),
+        ("resources: {provider: [local, aliyun]}", "resources.provider: local is this computer, so it can't stand "
+         "beside others; write local, or the clouds alone"),
+        ("resources: {provider: 'any, aliyun'}", "resources.provider: any is every cloud, so it can't stand beside "
+         "others; write any, or the clouds alone"),
+        ("resources: {provider: []}", "resources.provider: should be one name or several; found an empty list; leave "
+         "it out for the default"),
+        ("resources: {region: [a, a]}", "resources.region[1]: a is listed twice; once is enough"),
+        ("resources: {region: 'a,'}", "resources.region: should be one line of text, not empty; found ''"),
+        ("resources: {nodes: 0}", "resources.nodes: should be a number of machines from 1 to 32; found 0"),
+        ("resources: {nodes: 2+}", "resources.nodes: should be a number of machines from 1 to 32; found 2+"),
+        ("resources: {budget: free}", "resources.budget: should be a price, a number such as 20 or 1.5; found free"),
+        ("resources: {idle: 1m}", "resources.idle: should be a duration from 5m to 30d, such as 1h, or never; found "
+         "1m"),
+        ("resources: {allow: [1.2.3.4, all]}", "resources.allow[1]: should be IPv4 addresses such as 203.0.113.7 or "
+         "203.0.113.0/24; found all"),
+        ("resources: {allow: 10.0.0.1/8}", "resources.allow: should be IPv4 addresses such as 203.0.113.7 or "
+         "203.0.113.0/24; found 10.0.0.1/8"),
+        ("resources: {provider: aliyun, image: 'a b'}", "resources.image: should be the cloud's id of it, as its "
+         "console shows; found 'a b'"),
+        ("resources: {provider: aliyun, subnet: vsw-1}", "resources.subnet: a network of your own needs a subnet of "
+         "your own, and the other way round"),
+        ("resources: {provider: any, image: m-1}", "resources.image: is one cloud's own; name that cloud as the "
+         "provider, and no other"),
+        ("resources: {zone: cn-hangzhou-j}", "resources.zone: is one cloud's own; name that cloud as the provider, and "
+         "no other"),
+        ("state: my-bucket", "state: should be a place such as s3://bucket or file:///folder; found my-bucket"),
         ("pull_every: 0s", "pull_every: should be a duration from 1s to 1d, such as 8h, 90m or 1h30m; found 0s"),
         ("tools: pytorch", "tools: should be a list; found pytorch; write [pytorch]"),
         ("tools: [pytorch, pytorch]", "tools[1]: pytorch is listed twice; once is enough"),
@@ -214,13 +265,13 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_what_was_found(read, te
         ("command: x", "command: unknown field; did you mean run?"),
         ("commands: [x]", "commands: unknown field; did you mean run? Its lines of shell stand under `run: |`"),
         ("max_duration: 1h", "max_duration: unknown field; did you mean resources.expiry?"),
-        ("autostop: 5", "autostop: unknown field; did you mean resources.expiry?"),
-        ("idle_minutes_to_autostop: 5", "idle_minutes_to_autostop: unknown field; did you mean resources.expiry?"),
+        ("autostop: 5", "autostop: unknown field; did you mean resources.idle?"),
+        ("idle_minutes_to_autostop: 5", "idle_minutes_to_autostop: unknown field; did you mean resources.idle?"),
         ("ttl: 1h", "ttl: unknown field; did you mean resources.expiry?"),
         ("resources: {instance_type: x}", "resources.instance_type: unknown field; a machine can't be named by its "
          "type: ask for gpus, cpus and memory, and the cheapest that fits is taken"),
-        ("num_nodes: 2", "num_nodes: unknown field; a run has one machine; more than one is not supported yet, so "
-         "leave it out"),
+        ("num_nodes: 2", "num_nodes: unknown field; did you mean resources.nodes?"),
+        ("node: 2", "node: unknown field; did you mean resources.nodes?"),
         ("type: task", "type: unknown field; a file always describes one run, so leave it out"),
         ("python: 3.12", "python: unknown field; Python's version can't be chosen here; install the one you need in "
          "setup"),
@@ -462,7 +513,7 @@ def test_a_wrong_flag_is_named_as_it_was_typed(read):
         override, read("tools: [pytorch]"), flags, labels={"envs": "--env", "tools": "--tool"}
     ).splitlines() == [
         "--gpus: should be a count up to 64, a model, or both: 1, A10, A10:1; or none; found A10:x",
-        "--max-price: should be a price per hour, a number such as 20 or 1.5; found much",
+        "--max-price: should be a price, a number such as 20 or 1.5; found much",
         "--tool: should be pytorch or tensorflow; found jax",
         "--env 1A: should be the name of a variable: letters, digits and _, with no digit first",
         "--nam: unknown field; did you mean name?",
@@ -471,9 +522,9 @@ def test_a_wrong_flag_is_named_as_it_was_typed(read):
 
 def test_a_value_of_the_file_keeps_its_line_beside_flags(read):
     config = override(read("name: x\nresources:\n  provider: nimbus\n"), {"resources.gpus": 1})
-    assert error_of(c.provider_name, config).startswith("orchestrate.yaml:3: resources.provider: ")
+    assert error_of(c.provider_names, config).startswith("orchestrate.yaml:3: resources.provider: ")
     config = override(config, {"resources.provider": "cumulus"})
-    assert error_of(c.provider_name, config) == "--provider: there is no provider cumulus"
+    assert error_of(c.provider_names, config) == "--provider: there is no provider cumulus"
 
 
 def test_paths_in_flags_are_relative_to_where_we_stand(read, tmp_path):
@@ -490,11 +541,40 @@ def test_paths_in_flags_are_relative_to_where_we_stand(read, tmp_path):
 
 def test_a_provider_is_checked_where_it_is_used_with_what_was_meant(read, monkeypatch):
     monkeypatch.setattr(clouds, "names", lambda: ["aliyun", "local"])
-    assert c.provider_name(read("resources: {provider: aliyun}")) == "aliyun"
+    assert c.provider_names(read("resources: {provider: aliyun}")) == ("aliyun",)
     with pytest.raises(UsageError) as caught:
-        c.provider_name(read("resources:\n  provider: alyun"))
+        c.provider_names(read("resources:\n  provider: alyun"))
     expected = "orchestrate.yaml:2: resources.provider: there is no provider alyun; did you mean aliyun?"
     assert (str(caught.value), caught.value.hint) == (expected, "there are: aliyun, local")
+    message = error_of(c.provider_names, read("resources:\n  provider:\n  - aliyun\n  - alyun"))
+    assert message == "orchestrate.yaml:4: resources.provider[1]: there is no provider alyun; did you mean aliyun?"
+
+
+def test_any_provider_is_every_cloud_whose_package_is_here(read, monkeypatch):
+    config = read("resources:\n  provider: any")
+    monkeypatch.setattr(clouds, "rentable", lambda: ["aliyun", "huawei"])
+    assert c.provider_names(config) == ("aliyun", "huawei")
+    monkeypatch.setattr(clouds, "rentable", list)
+    with pytest.raises(UsageError) as caught:
+        c.provider_names(config)
+    assert str(caught.value).startswith("orchestrate.yaml:2: resources.provider: no cloud's package is installed")
+    assert "pip install" in caught.value.hint
+
+
+def test_a_region_belongs_to_one_of_the_providers(read):
+    text = "resources:\n  provider: [aliyun, tencent]\n  region:\n  - {}\n  - {}"
+    assert c.provider_names(read(text.format("cn-hangzhou", "ap-guangzhou"))) == ("aliyun", "tencent")
+    message = error_of(c.provider_names, read(text.format("cn-hangzhou", "ap-guangzou")))
+    expected = "there is no region ap-guangzou of aliyun, tencent; did you mean ap-guangzhou?"
+    assert message == f"orchestrate.yaml:5: resources.region[1]: {expected}"
+
+
+def test_the_place_of_the_state_is_the_environments_then_the_files(read):
+    config = read("state: file:///srv/state")
+    assert Config().state_place({}) == ""
+    assert config.state_place({}) == "file:///srv/state"
+    assert config.state_place({c.STATE: "s3://team?region=x"}) == "s3://team?region=x"
+    assert error_of(config.state_place, {c.STATE: "team"}).startswith("ORCHESTRATE_STATE: should be a place")
 
 
 def test_variables_without_a_value_come_from_the_environment(read):
@@ -596,13 +676,17 @@ def test_the_schema_knows_every_field_and_no_other():
     json.dumps(schema)
 
 
+OF_A_CLOUD = {"zone": "z", "image": "m", "network": "n", "subnet": "s", "security_group": "g"}
+
+
 def test_the_schema_and_the_loader_accept_the_examples_and_the_defaults(read):
     schema = c.schema()
     for model, section in sections(schema):
         for name, form in section["properties"].items():
             for value in [*form["examples"], None, *([form["default"]] if "default" in form else [])]:
                 assert accepts(form, value, schema["$defs"]), (name, value)
-                field = {name: value} if model is Config else {"resources": {name: value}}
+                rest = {"provider": "aliyun", **OF_A_CLOUD} if name in OF_A_CLOUD else {}
+                field = {name: value} if model is Config else {"resources": {**rest, name: value or rest.get(name)}}
                 read(json.dumps(field))
 
 
@@ -635,7 +719,7 @@ def test_the_template_loads_to_exactly_the_defaults(read):
 
 def test_the_template_shows_every_field_and_its_examples_load(read):
     shown = re.sub(r"^(\s*)#(?=\S|  )", r"\1", c.template(), flags=re.MULTILINE)
-    config = read(shown)
+    config = read(shown.replace("provider: local", "provider: aliyun"))  # the ids are of a cloud
     assert config.model_fields_set == set(Config.model_fields)
     assert config.resources.model_fields_set == set(c.Resources.model_fields)
     assert config.resources.gpus == q.Gpus(1, "A10")

@@ -113,7 +113,7 @@ def test_results_are_final_only_when_all_of_them_came(store: Store, job: Job) ->
     gone = stream(j({"path": "outputs/a", "gone": "No such file"}))
     jobs.bring_home(false_wire(news(RUNNING), listing, gone), store, job, final=False)
     assert not store.reread(job).pulled
-    jobs.bring_home(false_wire(news(ENDED), {"files": [], "skipped": []}), store, job, final=True)
+    jobs.bring_home(false_wire(news(ENDED), {"files": [], "skipped": []}, ""), store, job, final=True)
     assert store.reread(job).pulled and json.loads((job.results / "manifest.json").read_text()) == {}
     assert json.loads((job.results / "run.json").read_text())["status"] == ENDED
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.provider import Cloud
-from orchestrator import bootstrap, lifecycle
+from orchestrator import bootstrap, lifecycle, rekey
 from orchestrator.bootstrap import NoGpu
 from orchestrator.config import Config
 from orchestrator.errors import Unreachable
@@ -26,16 +27,13 @@ class Told:
 
 
 def prepare(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any], state: str = "creating", local: bool = False) -> Any:
-    """Runs `lifecycle.prepare` against a machine that gets ready as `outcomes` say; a second passes with each sleep."""
+    """Runs `prepare_one` against a machine that gets ready as `outcomes` say; a second passes with each sleep."""
 
     class Host:
-        def __enter__(self) -> Host:
-            return self
+        close = wait = lambda *_: None
 
-        __exit__ = close = wait = lambda *_: None
-
-        def agent(self) -> Host:
-            return self
+        def agent(self) -> contextlib.nullcontext[None]:
+            return contextlib.nullcontext()
 
     def next_outcome(*_: Any) -> Any:
         outcome = outcomes.pop(0)
@@ -43,14 +41,16 @@ def prepare(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any], state: str = "
             raise outcome
         return outcome
 
-    monkeypatch.setattr(lifecycle, "connect", lambda session: Host())
     monkeypatch.setattr(bootstrap, "prepare", next_outcome)
     now = [0.0]
     told = Told()
     session = Session(1, "s", "aliyun", state, Path(), 0, 1e12, None)
     cloud = Cloud("c", "C", (), *[lambda *_: None] * 4, keeps_disk=local)  # type: ignore[arg-type]
     config = Config.model_validate({"resources": {"gpus": "1"}})
-    ready = lifecycle.prepare(session, config, cloud, told, lambda: now[0], lambda s: now.__setitem__(0, now[0] + s))  # type: ignore[arg-type]
+    sleep = lambda s: now.__setitem__(0, now[0] + s)  # noqa: E731
+    monkeypatch.setattr(lifecycle, "seeded_key", lambda session: "")
+    monkeypatch.setattr(rekey, "is_due", lambda host, seeded: False)
+    ready = lifecycle.prepare_one(None, session, None, Host(), config, cloud, told.say, lambda: now[0], sleep)  # type: ignore[arg-type]
     return ready, told.lines, now[0]
 
 

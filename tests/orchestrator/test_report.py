@@ -220,7 +220,7 @@ def test_a_plan_says_what_it_costs_and_when_it_ends() -> None:
     assert shown[1] == "machine   Alibaba Cloud, cn-x: ecs.gn7i, 2 x A10, 8 CPUs, 30 GiB"
     assert shown[2] == "price     1.50 CNY/h, at most 3.00 CNY"
     assert shown[3].endswith("at the latest, by itself")
-    assert shown[4] == "or else   cn-y: ecs.gn6, price unknown"
+    assert shown[4] == "or else   aliyun cn-y: ecs.gn6, price unknown"
     assert shown[5] == "note      mind the gap"
 
 

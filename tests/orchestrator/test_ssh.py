@@ -39,7 +39,7 @@ class Rig:
         spec = MachineSpec(
             "ssh-test", OFFER, folder, time.time() + 600, self.client.public, self.server.public, self.server.private
         )
-        self.machine = local.create(spec, lambda line: None)
+        (self.machine,) = local.create(spec, lambda line: None)
 
     def host(self, key: Path | None = None, host_key: str = "") -> Host:
         where = self.machine

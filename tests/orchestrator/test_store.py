@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import Locked, OrchestrateError, UsageError
+from orchestrator.report import cost
 from orchestrator.store import MachineRow, Session, Store
 from tests.conftest import REPOSITORY
 from tests.orchestrator.machines import fill, small_disk
@@ -63,8 +65,8 @@ def test_a_session_lives_from_creating_to_closed(store: Store, clock: Clock) -> 
     session = opened(store)
     assert (session.state, session.machine, session.expires_at) == ("creating", None, 2_000_000.0)
     assert store.is_open(session.id)
-    store.add_machine(session, machine())
-    store.add_machine(session, machine())
+    store.add_machines(session, [machine()])
+    store.add_machines(session, [machine()])
     store.set_state(session, "ready")
     assert store.pick(None).machine == machine() and store.pick("s").state == "ready"
     clock.now += 1800
@@ -111,9 +113,9 @@ def test_a_command_says_which_session_it_means(store: Store) -> None:
 
 def test_costs_go_on_until_the_machine_ends(store: Store, clock: Clock) -> None:
     session, free, unknown = opened(store), opened(store, "free"), opened(store, "unknown")
-    store.add_machine(session, machine())
-    store.add_machine(free, machine(0.0))
-    store.add_machine(unknown, machine(None))
+    store.add_machines(session, [machine()])
+    store.add_machines(free, [machine(0.0)])
+    store.add_machines(unknown, [machine(None)])
     clock.now += 7200
     for each in (session, free, unknown):
         store.set_state(each, "closed")
@@ -122,9 +124,24 @@ def test_costs_go_on_until_the_machine_ends(store: Store, clock: Clock) -> None:
     assert rows["free"]["cost"] == 0 and rows["unknown"]["cost"] is None
     assert machine().cost(1_003_600.0) == pytest.approx(3.6) and machine(None).cost(1_003_600.0) is None
     running = opened(store, "running")
-    store.add_machine(running, machine(created_at=time.time() - 3600))
+    store.add_machines(running, [machine(created_at=time.time() - 3600)])
     row = store.db.execute("SELECT hours FROM costs WHERE name = 'running'").fetchone()
     assert row["hours"] == pytest.approx(1, abs=0.01)
+
+
+def test_machines_made_together_are_the_sessions_and_those_before_them_ended(store: Store, clock: Clock) -> None:
+    session = opened(store)
+    store.add_machines(session, [replace(machine(), id="lost")])
+    later = [replace(machine(created_at=1_003_600.0), id=f"m{node}", node=node) for node in (1, 0)]
+    store.add_machines(session, later)
+    session = store.pick("s")
+    assert [row.id for row in session.machines] == ["m0", "m1"] and session.machine == later[1]
+    assert [(row.id, row.ended_at) for row in session.history] == [("lost", 1_003_600.0), ("m0", None), ("m1", None)]
+    store.pin(session, later[1], "ssh-ed25519 B")
+    assert [row.host_key for row in store.pick("s").machines] == ["ssh-ed25519 B", "ssh-ed25519 A"]
+    clock.now = 1_007_200.0
+    store.set_state(session, "closed")
+    assert cost(store.sessions(every=True)[0]) == "10.80 CNY"
 
 
 # ---- jobs ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator import sync
+from orchestrator.arrivals import ASIDE
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable, UsageError
 from orchestrator.sync import Outputs
 from orchestrator.wire import MAX_FRAME, frame
@@ -213,6 +215,107 @@ def test_a_machine_gets_no_content_but_of_the_tree(project: Path) -> None:
             sync.push(false_wire({"tree": False, "missing": missing}), tree)
 
 
+# ---- what the machine keeps --------------------------------------------------------------------------------------
+
+
+def blobs(machine: Machine) -> set[str]:
+    return {path.name for path in (machine.root / "blobs").rglob("*") if path.is_file()}
+
+
+def test_what_a_job_has_done_to_its_inputs_is_undone_by_the_next_push(machine: Machine, project: Path) -> None:
+    write(project, "d/one", "d/two", "d/three", "link", "run")
+    (project / "run").chmod(0o755)
+    (project / "link").unlink()
+    (project / "link").symlink_to("d/one")
+    tree = sync.read_tree(project, sync.every_file(project))
+    sync.push(machine.wire, tree)
+    there = machine.root / "trees" / tree.id
+    spoil = {
+        "d/one": lambda path: (path.chmod(0o644), path.write_text("ONE")),  # through the link, as only root can
+        "d/two": lambda path: path.unlink(),
+        "run": lambda path: (path.chmod(0o755), path.write_text("RUN")),
+        "link": lambda path: (path.unlink(), path.symlink_to("/etc/passwd")),
+    }
+    for name, how in spoil.items():
+        how(there / name)
+        (there / "made by a job").touch()
+        sync.push(machine.wire, tree)
+        assert [(there / each).read_text() for each in ("d/one", "d/two", "d/three", "run", "link")] == [
+            "d/one", "d/two", "d/three", "run", "d/one"
+        ]  # fmt: skip
+    (there / "made by a job").touch()
+    assert sync.push(machine.wire, tree).sent_files == 0 and (there / "made by a job").exists()
+
+
+def test_content_that_was_only_touched_is_not_sent_again(machine: Machine, project: Path) -> None:
+    write(project, "a")
+    tree = sync.read_tree(project, ["a"])
+    sync.push(machine.wire, tree)
+    os.utime(machine.root / "trees" / tree.id / "a")
+    assert sync.push(machine.wire, tree).sent_files == 0
+
+
+def test_what_nobody_needs_is_removed_after_two_weeks(
+    machine: Machine, project: Path, eventually: Callable[..., Any]
+) -> None:
+    def old(days: float) -> None:
+        then = time.time() - days * 86400
+        for folder in (machine.root / "trees").iterdir():
+            os.utime(folder, (then, then))
+        for path in (machine.root / "blobs").rglob("*"):
+            if path.is_file():
+                os.utime(path, ns=(int(then * 1e9), path.stat().st_mtime_ns))
+
+    trees = {}
+    for name in ("work", "input", "library", "ended", "new"):
+        (project / name).write_text(name)
+        trees[name] = sync.read_tree(project, [name])
+        if name != "new":
+            sync.push(machine.wire, trees[name])
+    machine.ran(1, "true", tree=trees["ended"].id)
+    machine.submit(2, "until test -e stop; do sleep 0.02; done", tree=trees["work"].id,
+                   libraries=[trees["library"].id], inputs={"i": f"{trees['input'].id}/input"})  # fmt: skip
+    machine.wait(2, "running")
+    (machine.root / "blobs" / f"part.{'0' * 64}").write_bytes(b"half")
+    needed = {trees[name].id for name in ("work", "input", "library")}
+
+    old(days=13)
+    assert machine.wire.call("prune", bytes=0) == {"removed": 0}
+    old(days=15)
+    os.utime(machine.root / "blobs" / f"part.{'0' * 64}", (0, 0))
+    sync.push(machine.wire, trees["new"])
+    assert set(os.listdir(machine.root / "trees")) == {*needed, trees["new"].id}
+    assert blobs(machine) == {digest(["work", "input", "library", "new"][n].encode()) for n in range(4)}
+    assert {name.removesuffix(".json") for name in os.listdir(machine.root / "manifests")} == {
+        *needed, trees["new"].id
+    }  # fmt: skip
+
+    sync.push(machine.wire, trees["ended"])  # it comes again as it was
+    (machine.folder(2) / "work/stop").touch()
+    machine.wait(2)
+    old(days=0.1)
+    assert machine.wire.call("prune", bytes=0)["removed"] == 0
+    sync.push(machine.wire, trees["ended"])
+    machine.wire.call("prune", bytes=1 << 60)  # the disk is short of space
+    assert os.listdir(machine.root / "trees") == [trees["ended"].id]
+    assert blobs(machine) == {digest(b"ended")}
+
+
+def test_a_transfer_is_told_once_it_takes_longer_than_a_moment_and_its_end_too() -> None:
+    told: list[Any] = []
+    now = iter([0.0, 0.1, 0.6, 0.7, 2.0])
+    meter = sync.Meter("x", 400, told.append, clock=lambda: next(now))
+    for _ in range(4):
+        meter.add(100)
+    meter.end()
+    assert [each.get("bytes") for each in told] == [200, 400, None] and told[-1] == {"moving": ""}
+    assert told[0]["eta_s"] == pytest.approx(0.6) and told[1]["bytes_per_s"] == 200 and told[1]["eta_s"] == 0
+    quick = sync.Meter("x", 1, told.append, clock=lambda: 0.0)
+    quick.add(1)
+    quick.end()
+    assert len(told) == 3
+
+
 # ---- pull: a real machine -----------------------------------------------------------------------------------------
 
 
@@ -372,10 +475,22 @@ def sent(path: str = "outputs/a", data: bytes = DATA, size: Any = None, end: str
     return [head, frame(b"D", data), j({"digest": digest(data) if end is None else end, "read": len(data)})]
 
 
+def pack(*files: tuple[str, bytes]) -> list[bytes]:
+    """Many small files in one frame."""
+    head = j({"pack": [[path, len(data), digest(data)] for path, data in files]})
+    return [head, frame(b"D", b"".join(data for _, data in files))]
+
+
 BAD_PATHS = [
     "../x", "/etc/x", "a/../../x", "", "\0", "a\0b", ".", "..", "a/.", "a//b", "a/", "/", "//etc/x", "./x", "x/..",
     "\ud800", "x" * 300, "a/" * 3000 + "x", "..\0", "outputs/../../x",
 ]  # fmt: skip
+
+
+def test_what_a_machine_names_like_our_own_folder_is_not_taken(results: Path) -> None:
+    path = f"{ASIDE}/x"
+    pulled = Outputs(results).pull(false_wire(manifest([path, 4, digest(DATA), ""])), 1, ["*"], final=True)
+    assert pulled.skipped == [path] and os.listdir(results) == []
 
 
 @pytest.mark.parametrize("final", [True, False])
@@ -413,6 +528,19 @@ LIES: dict[str, tuple[Any, ...]] = {
     "a path that is a list": (manifest(FILE), stream(j({"path": ["outputs/a"], "size": 4}))),
     "damaged compression": (manifest(FILE), stream(sent()[0], frame(b"Z", b"nonsense"))),
     "a bomb": (manifest(FILE), stream(sent()[0], frame(b"Z", zlib.compress(b"\0" * (64 << 20))))),
+    "a pack of what was not asked for": (manifest(FILE), stream(*pack(("outputs/b", DATA)))),
+    "a pack that leads out": (manifest(FILE), stream(*pack(("../evil", DATA)))),
+    "a pack with less than it says": (manifest(FILE), stream(pack(("outputs/a", DATA))[0], frame(b"D", b"da"))),
+    "a pack with more than it says": (manifest(FILE), stream(pack(("outputs/a", DATA))[0], frame(b"D", DATA * 2))),
+    "a pack without its data": (manifest(FILE), stream(pack(("outputs/a", DATA))[0])),
+    "a pack twice": (manifest(FILE), stream(*pack(("outputs/a", DATA)), *pack(("outputs/a", DATA)))),
+    "a pack with one file twice": (manifest(FILE), stream(*pack(("outputs/a", DATA), ("outputs/a", DATA)))),
+    "a pack of other content": (manifest(FILE), stream(*pack(("outputs/a", b"evil")))),
+    "a pack of a size below zero": (manifest(FILE), stream(j({"pack": [["outputs/a", -4, "x"]]}), frame(b"D", DATA))),
+    "a pack that is none": (manifest(FILE), stream(j({"pack": 7}))),
+    "a pack within a file": (manifest(FILE, ["b", 4, digest(DATA), ""]), stream(sent()[0], *pack(("b", DATA)))),
+    "a beginning that was not asked for": (manifest(FILE), stream(j({"path": "outputs/a", "size": 4, "offset": 2}))),
+    "a change while it was read": (manifest(FILE), stream(*sent()[:2], j({"digest": None}))),
     "no manifest": (7,),
     "an empty manifest": ({},),
     "a manifest without end": (manifest(*[FILE] * 300_000),),
@@ -443,7 +571,7 @@ def test_a_machine_that_lies_writes_nothing_wrong(tmp_path: Path, results: Path,
     assert home.pop("results/outputs/old") == b"old"
     assert home in ({}, {"results/outputs/a": DATA})
     names = os.listdir(results / "outputs")
-    assert set(names) <= {"old", "a"}
+    assert set(names) <= {"old", "a"} and os.listdir(results) == ["outputs"]
 
 
 def test_what_a_machine_names_is_shown_without_its_escapes(results: Path) -> None:

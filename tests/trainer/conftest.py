@@ -40,6 +40,15 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def exports(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run in all forms that come with the deploy extra."""
+    folder = tmp_path_factory.mktemp("exports")
+    kinds = "safetensors,torch,onnx,int8"
+    assert main(["export", "--out", str(digits_run), "--folder", str(folder), "--to", kinds, "--to", "edge"]) == 0
+    return folder
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """train/ and test/ of three classes; JPEG, PNG, grey and large ones among them. 30 and 6 images."""

@@ -1,5 +1,6 @@
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from PIL import Image
 from trainer_runs import picture
 
 from trainer import cache, data, decode
-from trainer.config import configure
+from trainer.config import DATA, PLACES, configure
+from trainer.data import feed, folder
 from trainer.errors import BadData, DownloadFailed, UnreadableImage
-from trainer.folder import list_images
+from trainer.folder import IMAGES, list_files
 from trainer.tasks import normalised
 
 CPU = torch.device("cpu")
@@ -76,7 +78,7 @@ def test_a_folder_is_read_as_pillow_reads_it_resized_and_coloured(images, load):
     found = load(f"folder:{images}")
     assert found.classes == ("ape", "bee", "cat")
     assert (len(found.train), len(found.test)) == (30, 6)
-    files = list_images(images).train
+    files = list_files(images, IMAGES).train
     for pixels, label, file in zip(found.train.inputs, found.train.targets, files, strict=True):
         plain = Image.open(file.path).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(plain)), file.path
@@ -92,13 +94,13 @@ def test_a_folder_without_parts_is_split_nine_to_one_always_alike(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(20):
             picture(i).save(tmp_path / name / f"{i}.png")
-    listing = list_images(tmp_path)
+    listing = list_files(tmp_path, IMAGES)
     assert (len(listing.train), len(listing.test)) == (36, 4)
     assert sorted(file.label for file in listing.test) == [0, 0, 1, 1]
     assert not {file.path for file in listing.train} & {file.path for file in listing.test}
     held_out = {file.path for file in listing.test}
     (tmp_path / "x" / "20.png").write_bytes((tmp_path / "x" / "0.png").read_bytes())  # one more doesn't reshuffle
-    assert len(held_out & {file.path for file in list_images(tmp_path).test}) >= 3
+    assert len(held_out & {file.path for file in list_files(tmp_path, IMAGES).test}) >= 3
 
 
 def test_many_cores_decode_the_same_as_one(images, load, tmp_path, monkeypatch):
@@ -178,7 +180,7 @@ def test_a_folder_that_will_not_do_is_refused_in_words(tmp_path, load, make, tol
 def test_the_second_time_nothing_is_decoded_and_nothing_is_written_beside_the_data(images, load, monkeypatch):
     before = sorted(images.rglob("*"))
     first = load(f"folder:{images}")
-    monkeypatch.setattr(data, "decode_into", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(folder, "decode_into", lambda *_: pytest.fail("decoded again"))
     second = load(f"folder:{images}")
     assert torch.equal(first.train.inputs, second.train.inputs)
     assert first.fingerprint == second.fingerprint
@@ -212,7 +214,7 @@ def test_a_changed_folder_is_decoded_anew_and_the_old_entry_goes(images, load, t
 def test_a_damaged_cache_entry_is_made_again(images, load, tmp_path):
     first = load(f"folder:{images}")
     expected = first.train.inputs.clone()
-    (array,) = (tmp_path / "cache").glob("*/images.npy")
+    (array,) = (tmp_path / "cache").glob("*/inputs.npy")
     array.write_bytes(array.read_bytes()[:500])
     assert torch.equal(load(f"folder:{images}").train.inputs, expected)
     load(f"folder:{images}")
@@ -227,7 +229,7 @@ def test_without_a_writable_cache_it_works_and_says_so(images, load, tmp_path):
 
 
 def test_a_full_disk_is_said_and_survived(images, load, monkeypatch):
-    def no_room(path, count):
+    def no_room(path, shape, dtype):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_room", no_room)
@@ -285,3 +287,89 @@ def test_a_failed_download_says_how_to_get_cifar10(tmp_path, load, monkeypatch):
     assert "cifar-10-python.tar.gz" in str(caught.value)
     assert "mirror" in str(caught.value)
     assert "--data-root" in str(caught.value)
+
+
+# ---- other sizes, and streaming
+
+
+def test_images_of_another_size_are_brought_to_it_and_kept_beside(images, load, tmp_path):
+    large, small = load(f"folder:{images}", image_size=48), load(f"folder:{images}")
+    assert (large.shape.inputs, small.shape.inputs) == ((3, 48, 48), (3, 32, 32))
+    file = list_files(images, IMAGES).train[0]
+    plain = Image.open(file.path).convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
+    assert np.array_equal(large.train.inputs[0].permute(1, 2, 0).numpy(), np.asarray(plain))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    load(f"folder:{images}", image_size=48)
+    assert load.said == []
+
+
+def test_large_images_are_decoded_in_parts_of_the_same_memory(images, load, monkeypatch, tmp_path):
+    parts = []
+    monkeypatch.setattr(decode, "decode", lambda paths, side: parts.append(len(paths)) or _blank(paths, side))
+    load(f"folder:{images}", image_size=256)
+    assert parts == [8, 8, 8, 8, 4]
+
+
+def _blank(paths, side):
+    return np.zeros((len(paths), 3, side, side), np.uint8), []
+
+
+def test_cifar10_and_digits_can_be_enlarged(fake_cifar10, load):
+    assert load("cifar10", data_root=fake_cifar10, image_size=64).train.inputs.shape == (20, 3, 64, 64)
+    assert load("digits", image_size=16).shape.inputs == (3, 16, 16)
+
+
+def test_streamed_batches_are_the_same_bits_in_the_same_order(images, load):
+    plain, streamed = load(f"folder:{images}"), load(f"folder:{images}", stream=True)
+    picks = torch.randperm(30).split(7)
+    both = [list(feed.batches(each.train, picks, CPU, stream=each is streamed)) for each in (plain, streamed)]
+    assert len(both[0]) == len(both[1]) == 5
+    for one, other in zip(*both, strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_a_stream_reads_a_few_batches_ahead_and_no_more(images, load):
+    split = load(f"folder:{images}", stream=True).train
+    asked = []
+
+    def picks():
+        for at in range(30):
+            asked.append(at)
+            yield torch.tensor([at])
+
+    batches = feed.batches(split, picks(), CPU, stream=True)
+    next(batches)
+    assert len(asked) == feed.AHEAD + 1
+    batches.close()  # as a loop that stops in the middle: the thread ends
+
+
+def test_what_goes_wrong_while_fetching_is_raised_where_the_batch_is_taken(images, load):
+    split = load(f"folder:{images}", stream=True).train
+    with pytest.raises(IndexError):
+        list(feed.batches(split, [torch.tensor([3]), torch.tensor([30])], CPU, stream=True))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory of a process is told by /proc")
+def test_streaming_holds_no_copy_of_the_data(load, tmp_path):
+    """A text of 64 MB, all of it read: the process's own memory grows by less than a quarter of that."""
+    (tmp_path / "long.txt").write_bytes(bytes(range(256)) * (1 << 18))
+
+    def own_memory():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) * 1024
+
+    before = own_memory()
+    found = load(f"text:{tmp_path / 'long.txt'}", stream=True, context=1024)
+    picks = torch.randperm(len(found.train)).split(64)
+    read = sum(len(inputs) for inputs, _ in feed.batches(found.train, picks, CPU, stream=True))
+    assert read == len(found.train) > 58_000
+    assert own_memory() - before < 16_000_000
+
+
+# ---- the registry
+
+
+def test_each_data_set_has_its_name_in_the_configuration_and_its_file():
+    assert set(data.SOURCES) == {*DATA, *PLACES}
+    files = {path.stem for path in Path(data.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "feed"} == set(data.SOURCES)

@@ -1,11 +1,15 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer import models
-from trainer.errors import UnknownModel
+from trainer import models, tasks
+from trainer.errors import BadModel, UnknownModel
 from trainer.models.lenet import LeNet
+from trainer.models.speech import LogMel
+from trainer.tasks import Shape
 
 
 class TutorialNet(nn.Module):
@@ -65,10 +69,182 @@ def test_pooling_before_relu_changes_no_bit_of_output_or_gradient():
         assert torch.equal(mine.grad, other.grad), name
 
 
-def test_the_last_layer_follows_the_classes():
-    assert models.build("lenet", 3)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+PICTURES = Shape(tasks.IMAGES.name, (3, 32, 32), 5)
+LETTERS = Shape(tasks.LANGUAGE.name, (24,), 256, vocabulary=256)
+TEXTS = Shape(tasks.TEXT.name, (24,), 5, vocabulary=256)
+SOUNDS = Shape(tasks.SOUND.name, (4000,), 5, sample_rate=8000)
+
+PAIRS = [(name, shape) for name in models.MODELS for shape in (PICTURES, LETTERS, TEXTS, SOUNDS)]
+
+
+@pytest.mark.parametrize(("name", "shape"), PAIRS, ids=lambda each: getattr(each, "task", each))
+def test_a_model_answers_its_tasks_with_logits_and_refuses_the_others_by_what_fits(name, shape):
+    if shape.task not in models.MODELS[name].tasks:
+        with pytest.raises(BadModel, match=f"the model {name} is for .*; this data is for {shape.task}") as caught:
+            models.build(name, shape)
+        assert name not in str(caught.value).split("Models that fit: ")[1]
+        return
+    places = shape.inputs if shape is LETTERS else ()
+    assert models.build(name, shape)(shape.example(3)).shape == (3, *places, shape.classes)
+
+
+@pytest.mark.parametrize("name", ["rnn", "transformer"])
+def test_a_language_model_sees_nothing_of_what_it_is_to_tell(name):
+    model = models.build(name, LETTERS).eval()
+    for weight in model.parameters():  # some begin at zero, which would hide what they let through
+        torch.nn.init.normal_(weight, std=0.2)
+    text = torch.randint(1, 256, (1, 24))
+    changed = text.clone()
+    changed[0, 10:] = torch.randint(1, 256, (14,))
+    left, right = model(text), model(changed)
+    assert torch.allclose(left[0, :10], right[0, :10], atol=1e-5)
+    assert not torch.allclose(left[0, 10:], right[0, 10:], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["rnn", "transformer"])
+def test_an_empty_text_has_logits_too(name):
+    assert bool(models.build(name, TEXTS).eval()(TEXTS.example()).isfinite().all())
+
+
+def test_the_transformer_of_a_text_looks_away_from_what_fills_it_up():
+    model = models.build("transformer", TEXTS).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    short = torch.randint(1, 256, (1, 9))
+    filled = F.pad(short, (0, 15))
+    assert torch.allclose(model(short), model(filled), atol=1e-5)
+
+
+def test_resnet20_is_the_papers():
+    model = models.build("resnet", Shape(tasks.IMAGES.name, (3, 32, 32), 10))
+    assert sum(weight.numel() for weight in model.parameters()) == 269_722  # He et al., table 6: 0.27 M
+    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()) == 20
+
+
+def test_the_fast_nets_first_layer_can_be_whitened():
+    model = models.build("fast", PICTURES, {"widths": "8-16", "depths": "1-1"})
+    images = torch.randn(200, 3, 8, 8).cumsum(3)  # neighbours are alike, as in pictures
+    model.whiten(images)
+    given = model.stem(images)[:, :12].transpose(0, 1).flatten(1)
+    assert torch.allclose(given @ given.T / given.shape[1], torch.eye(12), atol=0.02)
+    assert not model.stem.weight.requires_grad
+    assert torch.equal(model.stem.weight[:12], -model.stem.weight[12:])
+
+
+def test_log_mel_bands_rise_with_the_pitch():
+    front = LogMel(8000, 40)
+    time_s = torch.arange(4000) / 8000
+    loudest = [int(front(torch.sin(2 * math.pi * pitch * time_s)[None]).mean(2).argmax()) for pitch in (200, 800, 3000)]
+    assert loudest == sorted(set(loudest))
+    # 40 triangles between 0 and 2,146 mel: the n-th is at 52.3 (n + 1)
+    assert loudest[1] == round(2595 * math.log10(1 + 800 / 700) / (2595 * math.log10(1 + 4000 / 700) / 41)) - 1
+
+
+# ---- models by name
 
 
 def test_an_unknown_model_is_answered_with_the_near_one():
     with pytest.raises(UnknownModel, match="Did you mean lenet"):
-        models.build("LeNet5", 10)
+        models.build("LeNet5", PICTURES)
+    with pytest.raises(
+        UnknownModel, match=r"There are: .*speech, transformer; torchvision:NAME; path/to/file.py:Class"
+    ):
+        models.build("x", PICTURES)
+
+
+def test_options_are_the_models_own():
+    assert len(models.build("resnet", PICTURES, {"depth": 8}).blocks) == 3
+    with pytest.raises(BadModel, match=r"the model resnet has no option dept. It has: depth, width"):
+        models.build("resnet", PICTURES, {"dept": 8})
+    with pytest.raises(BadModel, match=r"has no option depth. It has none"):
+        models.build("lenet", PICTURES, {"depth": 8})
+    with pytest.raises(BadModel, match=r"a depth of 9 is not 6 n"):
+        models.build("resnet", PICTURES, {"depth": 9})
+    with pytest.raises(BadModel, match="gru or lstm, not elman"):
+        models.build("rnn", TEXTS, {"cell": "elman"})
+
+
+def test_torchvisions_models_by_name():
+    assert models.build("torchvision:squeezenet1_1", PICTURES)(PICTURES.example(2)).shape == (2, 5)
+    with pytest.raises(UnknownModel, match=r"Did you mean torchvision:resnet18"):
+        models.build("torchvision:resnet-18", PICTURES)
+    with pytest.raises(BadModel, match=r"doesn't take an example of this data.*--image-size"):
+        models.build("torchvision:alexnet", PICTURES)
+    with pytest.raises(BadModel, match="is for image classification; this data is for text"):
+        models.build("torchvision:resnet18", TEXTS)
+
+
+OWN = """
+import torch
+
+class Mine(torch.nn.Module):
+    def __init__(self, classes, width=4):
+        super().__init__()
+        self.last = torch.nn.Linear(3, classes)
+        self.width = width
+
+    def forward(self, x):
+        return self.last(x.mean((2, 3)))
+
+class Shaped(Mine):
+    def __init__(self, shape):
+        super().__init__(shape.classes + shape.inputs[0])
+
+class Pair(Mine):
+    def forward(self, x):
+        return x, x
+
+class Broken(Mine):
+    def forward(self, x):
+        raise KeyError("mine")
+
+def number(classes):
+    return classes
+"""
+
+
+def test_a_model_of_ones_own_from_a_file_or_a_package(tmp_path, monkeypatch):
+    (tmp_path / "ownmodels.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    model = models.build("ownmodels.py:Mine", PICTURES, {"width": 7})
+    assert (model.last.out_features, model.width, model.training) == (5, 7, True)
+    assert models.build("ownmodels:Mine", PICTURES).last.out_features == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "told"),
+    [
+        ("ownmodels.py:Shaped", BadModel, r"answers two examples with \[2, 8\], and not with logits \[2, 5\]"),
+        ("ownmodels.py:Pair", BadModel, "answers two examples with tuple"),
+        ("ownmodels.py:Broken", BadModel, "doesn't take an example .*: 'mine'"),
+        ("ownmodels.py:number", BadModel, "makes no torch.nn.Module but a int"),
+        ("ownmodels.py:Other", UnknownModel, "ownmodels.py has no Other. It has: Mine, Shaped, Pair, Broken"),
+        ("none.py:Mine", UnknownModel, "there is no file none.py"),
+        ("no.such.package:Mine", BadModel, "no.such.package cannot be imported"),
+        ("syntax.py:Mine", BadModel, "syntax.py cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_model_of_ones_own_that_will_not_do_is_refused_in_words(tmp_path, monkeypatch, name, error, told):
+    (tmp_path / "ownmodels.py").write_text(OWN)
+    (tmp_path / "syntax.py").write_text("class:")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=told):
+        models.build(name, PICTURES)
+
+
+def test_a_try_changes_nothing_of_a_model(tmp_path, monkeypatch):
+    """It is run once to see whether it fits: no statistic of a norm may move, and nothing be drawn."""
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "def net(classes):\n"
+        "    parts = nn.Flatten(), nn.BatchNorm1d(3072), nn.Dropout(), nn.Linear(3072, classes)\n"
+        "    return nn.Sequential(*parts)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    model = models.build("own.py:net", PICTURES)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    nn.Linear(3072, 5)
+    assert torch.equal(after, torch.rand(1))
+    assert int(model[1].num_batches_tracked) == 0 and model.training

@@ -10,7 +10,7 @@ import pytest
 import torch
 from trainer_runs import assert_same_bits, start
 
-from trainer import checkpoint
+from trainer import checkpoint, step
 
 # 12 epochs of 144 steps: long enough to be killed in at any point
 LONG = ("train", "--batch-size", 10, "--epochs", 12, "--lr", 0.005, "--seed", 4)
@@ -67,6 +67,53 @@ def test_killed_at_random_points_it_ends_with_the_same_bits(uninterrupted, tmp_p
     assert "resumed from" in outcome.out
     assert_same_bits(uninterrupted, out)
     assert epochs_in(out) == list(range(1, 13))
+
+
+# Every optimiser, each with other things that have a state, or draw
+RECIPES = {
+    "sgd": ("--ema", 0.9, "--flip", "--shift", 2, "--schedule", "cosine", "--warmup", 1, "--weight-decay", 0.01),
+    "adamw": ("--precision", "bf16", "--lr", 0.002, "--clip-norm", 1, "--mixup", 0.2, "--schedule", "onecycle"),
+    "muon": ("--precision", "fp16", "--ema", 0.95, "--accumulate", 2, "--lr", 0.02, "--randaugment", 1),
+}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the trainer catches it."""
+
+
+@pytest.mark.parametrize("optimiser", sorted(RECIPES))
+def test_every_optimiser_ends_with_the_same_bits_after_a_break_at_a_random_step(run, tmp_path, monkeypatch, optimiser):
+    arguments = (*SMALL, "--epochs", 4, "--optimiser", optimiser, *RECIPES[optimiser], "--checkpoint-every", "3steps")
+    assert run(*arguments, "--out", tmp_path / "whole").code == 0
+    seed, take = random.randrange(10**6), step.Stepper.take
+    print(f"random step of seed {seed}")
+    left = iter(range(random.Random(seed).randint(4, 39)))
+
+    def broken(self, *arguments):
+        if next(left, None) is None:
+            raise Killed
+        return take(self, *arguments)
+
+    monkeypatch.setattr(step.Stepper, "take", broken)
+    with pytest.raises(Killed):
+        run(*arguments, "--out", tmp_path / "broken")
+    monkeypatch.undo()
+    random.random(), torch.rand(3)  # whatever else was drawn since
+    outcome = run(*arguments, "--out", tmp_path / "broken")
+    assert outcome.code == 0 and "resumed from" in outcome.out
+    assert_same_bits(tmp_path / "whole", tmp_path / "broken")
+    one, other = (checkpoint.read(tmp_path / name / "checkpoint.pt") for name in ("whole", "broken"))
+    for name, held in one["optimiser"].items():
+        assert all(torch.equal(mine, its) for mine, its in zip(held, other["optimiser"][name], strict=True)), name
+    assert (one["scale"], one["good_steps"]) == (other["scale"], other["good_steps"])
+    assert all(torch.equal(mine, its) for mine, its in zip(one["trained"], other["trained"], strict=True))
+
+
+def test_with_a_schedule_more_epochs_are_another_run(run, tmp_path):
+    arguments = (*SMALL, "--schedule", "cosine", "--out", tmp_path / "run")
+    assert run(*arguments, "--epochs", 2).code == 0
+    outcome = run(*arguments, "--epochs", 3)
+    assert outcome.code == 2 and "epochs was 2, is 3" in outcome.err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -194,7 +241,7 @@ def test_a_checkpoint_runs_no_code(run, tmp_path):
 
     out = tmp_path / "run"
     run(*SMALL, "--epochs", 1, "--out", out)
-    torch.save({"format": 1, "model": Trap()}, out / "checkpoint.pt")
+    torch.save({"format": checkpoint.FORMAT, "model": Trap()}, out / "checkpoint.pt")
     assert run(*SMALL, "--epochs", 1, "--out", out).code == 2
     assert not (tmp_path / "sprung").exists()
 

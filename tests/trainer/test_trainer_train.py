@@ -1,6 +1,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from test_trainer_models import TutorialNet
-from trainer_runs import assert_same_bits, weights
+from trainer_runs import ROOT, assert_same_bits, weights
 
-from trainer import checkpoint, data, train
+from trainer import checkpoint, data, optim, train
 from trainer.config import configure
-from trainer.tasks import normalised
+from trainer.tasks import IMAGES, TASKS, normalised
 
 SMALL = ("train", "--limit", 200, "--epochs", 3)  # 4 steps an epoch
 
@@ -80,10 +82,12 @@ def test_the_folder_holds_what_it_should(digits_run):
     names = {path.name for path in digits_run.iterdir() if "tfevents" not in path.name}
     assert names == {
         "config.json",
+        "data.json",
         "metrics.jsonl",
         "checkpoint.pt",
         "previous.pt",
         "model.pt",
+        "report.html",
         "summary.json",
     }
     summary = json.loads((digits_run / "summary.json").read_text())
@@ -139,7 +143,7 @@ def test_the_step_is_told_exactly_and_the_last_good_checkpoint_kept(run, tmp_pat
         training = torch.is_grad_enabled()
         return pixels * math.nan if training and next(calls) == 9 else pixels  # the tenth step: epoch 3, step 2
 
-    monkeypatch.setattr(data, "IMAGES", replace(data.IMAGES, prepare=poisoned))
+    monkeypatch.setitem(TASKS, IMAGES.name, replace(IMAGES, prepare=poisoned))
     outcome = run(*SMALL, "--out", tmp_path / "run", "--checkpoint-every", checkpoint_every)
     assert outcome.code == 3
     assert "diverged at epoch 3 step 2: loss is nan; the last good checkpoint is " in outcome.err
@@ -150,12 +154,12 @@ def test_the_step_is_told_exactly_and_the_last_good_checkpoint_kept(run, tmp_pat
 
 def test_a_checkpoint_never_holds_weights_that_are_no_numbers(run, tmp_path, monkeypatch):
     """The loss of a step is that of the weights before it: the last update before a checkpoint may be the bad one."""
-    calls, step = iter(range(1000)), train.SGD.step
+    calls, step = iter(range(1000)), optim.SGD.step
 
     def poisoned(self, gradients):
         step(self, [gradient * math.inf for gradient in gradients] if next(calls) == 5 else gradients)
 
-    monkeypatch.setattr(train.SGD, "step", poisoned)
+    monkeypatch.setattr(optim.SGD, "step", poisoned)
     outcome = run(*SMALL, "--out", tmp_path / "run", "--checkpoint-every", "6steps")
     assert outcome.code == 3
     assert "diverged at epoch 2 step 2: a weight is nan or inf" in outcome.err
@@ -190,6 +194,42 @@ def test_asking_for_a_gpu_where_there_is_none_is_an_error_never_the_cpu(run, tmp
     assert outcome.code == 2
     assert "no CUDA device" in outcome.err and "--device cpu" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+# ---- memory
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from Linux's /proc")
+def test_a_run_holds_one_copy_of_its_data(tmp_path):
+    """40,000 images, 123 MB: from a mapped file, whatever the number of epochs."""
+    peaks = {}
+    for count in (1000, 40_000):
+        root = tmp_path / str(count)
+        script = f"""
+import re, sys, torch
+from functools import partial
+from pathlib import Path
+from trainer import cache, data, train
+from trainer.cache import Arrays
+from trainer.config import configure
+import trainer.data.digits as source
+import numpy as np
+def make(allocate):
+    images = allocate(({count}, 3, 32, 32), np.uint8)
+    for start in range(0, {count}, 1000):
+        images[start : start + 1000] = np.random.default_rng(start).integers(0, 256, (1000, 3, 32, 32), dtype=np.uint8)
+    return Arrays(images, np.arange({count}) % 10, tuple("0123456789"), {count} - 500)
+source.read = lambda config, root, say: cache.load_or_make(root, "big", "key", make, say)
+fields = {{"epochs": 2, "batch_size": 1000, "cache_dir": {str(root)!r}, "out": {str(root / "run")!r}}}
+train.train(configure(fields), say=lambda line: None)
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)) // 1000)
+"""
+        for _ in range(2):  # the second time the cache is there
+            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+            assert done.returncode == 0, done.stderr
+        peaks[count] = int(done.stdout.split()[-1])
+    held_mb = 39_000 * 3072 / 1e6
+    assert peaks[40_000] - peaks[1000] < 1.25 * held_mb, peaks
 
 
 # ---- CIFAR-10 itself

@@ -1,0 +1,145 @@
+"""A session's machines side by side: a host for each, and the same work on all of them at once.
+
+A job of several machines is one job on each, with one number and one run id. The first machine's is the job as the
+record has it; how another machine's part does is remembered here, and its results lie in a folder below the job's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from orchestrator import jobs
+from orchestrator.errors import OrchestrateError
+from orchestrator.report import Lines
+from orchestrator.session import connect
+from orchestrator.ssh import Host
+from orchestrator.store import Job, Session, Store
+from orchestrator.watch import Watcher
+from orchestrator.wire import Wire
+
+T = TypeVar("T")
+MOST_AT_ONCE = 64  # machines
+
+
+class Fleet:
+    """The hosts of a session, by node. Opens each at its first use, closes all as a context manager."""
+
+    def __init__(self, session: Session) -> None:
+        self.machines = session.machines
+        self.hosts = [connect(session, machine) for machine in session.machines] or [connect(session)]
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self.hosts:
+            host.close()
+
+    @property
+    def first(self) -> Host:
+        """The machine where jobs are queued first, and whose part of a job the record has."""
+        return self.hosts[0]
+
+    def each(self, work: Callable[[int, Host], T]) -> list[T]:
+        """The work on all machines at once; what it returned, by node. Raises what the first that fails raises."""
+        if len(self.hosts) == 1:
+            return [work(0, self.first)]
+        with ThreadPoolExecutor(min(len(self.hosts), MOST_AT_ONCE)) as pool:
+            futures = [pool.submit(work, node, host) for node, host in enumerate(self.hosts)]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                for host in self.hosts:  # what still waits for one of them sees it, and ends
+                    host.retire()
+                raise
+        return [future.result() for future in futures]
+
+    def tell_others(self, node: int, words: Callable[[Wire], Any]) -> None:
+        """Says something to all machines but that one. Who can't be reached isn't told."""
+        for other, host in enumerate(self.hosts):
+            if other != node:
+                with contextlib.suppress(OrchestrateError), host.agent() as wire:
+                    words(wire)
+
+    def parts(self, store: Store, job: Job) -> list[tuple[jobs.Record, Job]]:
+        """The job on each machine, and where it's recorded."""
+        others = [part_of(job, node) for node in range(1, len(self.hosts))]
+        return [(store, job), *((Part(store, part), part) for part in others)]
+
+    def watchers(self, watcher: Watcher) -> list[Watcher]:
+        """The same watcher for each machine; of several, each line begins with the machine's number."""
+        if len(self.hosts) == 1:
+            return [watcher]
+        one_at_a_time = threading.Lock()
+        return [Prefixed(watcher, node, one_at_a_time) for node in range(len(self.hosts))]
+
+
+def part_of(job: Job, node: int) -> Job:
+    """The job on that machine."""
+    return replace(job, results=job.results / f"node-{node}", state="submitting", pulled=False) if node else job
+
+
+class Part:
+    """What the record is for the first machine's part of a job, for another's: in memory."""
+
+    def __init__(self, store: Store, job: Job) -> None:
+        self.store, self.job = store, job
+
+    def update_job(self, job: Job, **fields: Any) -> None:
+        """Sets some of its fields."""
+        self.job = replace(self.job, **fields)
+
+    def reread(self, job: Job) -> Job:
+        """It as it is now."""
+        return self.job
+
+    def is_open(self, session_id: int) -> bool:
+        """Whether the session is neither closed nor being closed."""
+        return self.store.is_open(session_id)
+
+
+@dataclass
+class Prefixed:
+    """A watcher of one machine among several: whole lines, each with the machine's number before it."""
+
+    watcher: Watcher
+    node: int
+    one_at_a_time: threading.Lock
+
+    def __post_init__(self) -> None:
+        self.lines = Lines()
+
+    def say(self, line: str) -> None:
+        """A step, or what is being waited for."""
+        with self.one_at_a_time:
+            self.watcher.say(f"[{self.node}] {line}")
+
+    def agrees(self, proposal: Any) -> bool:
+        """Nothing is rented here."""
+        return self.watcher.agrees(proposal)
+
+    def log(self, data: bytes) -> None:
+        """The next bytes of this machine's log; shown by the line."""
+        lines = self.lines.feed(data)
+        if lines:
+            with self.one_at_a_time:
+                self.watcher.log("".join(f"[{self.node}] {line}\n" for line in lines).encode())
+
+    def progress(self, progress: dict[str, Any] | None) -> None:
+        """The first machine's is the job's."""
+        if self.node == 0:
+            with self.one_at_a_time:
+                self.watcher.progress(progress)
+
+    def close(self) -> None:
+        """Shows a last line that had no end."""
+        if self.lines.rest:
+            self.log(b"\n")

@@ -1,0 +1,132 @@
+"""Text: how it is cut, by which file it is told apart, and what a language model makes of it."""
+
+import json
+
+import pytest
+import torch
+
+from trainer import data
+from trainer.config import configure
+from trainer.data import stdlib
+from trainer.errors import BadData
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_data(name, **fields):
+        config = configure({"data": name, "cache_dir": tmp_path / "cache", **fields})
+        return data.load(config, CPU, lambda line: None)
+
+    return load_data
+
+
+def bytes_of(rows):
+    return bytes(rows.flatten().tolist())
+
+
+def test_a_text_is_cut_into_windows_whose_targets_are_one_byte_on(tmp_path, load):
+    text = bytes(range(33, 126)) * 20  # 1,860 bytes: 1,674 to learn, 186 to test
+    (tmp_path / "a.txt").write_bytes(text)
+    found = load(f"text:{tmp_path / 'a.txt'}", context=50)
+    assert (len(found.train), len(found.test)) == (33, 3)
+    assert bytes_of(found.train.inputs) == text[: 33 * 50]
+    assert bytes_of(found.train.targets) == text[1 : 33 * 50 + 1]
+    assert bytes_of(found.test.inputs) == text[1674 : 1674 + 150]
+    assert (found.classes, found.shape.classes, found.shape.vocabulary) == ((), 256, 256)
+    assert (
+        found.train.inputs.untyped_storage().data_ptr() == found.test.targets.untyped_storage().data_ptr()
+    )  # one copy
+
+
+def test_a_folder_of_texts_is_read_in_the_order_of_the_names(tmp_path, load):
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    for name, letter in (("b.txt", b"b"), ("deep/c.txt", b"c"), ("a.txt", b"a"), ("no.md", b"x")):
+        (tmp_path / "texts" / name).write_bytes(letter * 400)
+    found = load(f"text:{tmp_path / 'texts'}", context=8)
+    assert bytes_of(found.train.inputs) == (b"a" * 400 + b"b" * 400 + b"c" * 272)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "does not exist"), (b"", "is empty"), (b"short", "too short: 5 bytes")],
+)
+def test_a_text_that_will_not_do_is_refused_in_words(tmp_path, load, content, told):
+    if content is not None:
+        (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(BadData, match=told):
+        load(f"text:{tmp_path / 'a.txt'}")
+
+
+def test_pythons_own_documentation_is_a_text_of_half_a_megabyte_or_more(load):
+    found = load("pydoc")
+    assert found.train.count > 300_000
+    assert b"The assert statement" in bytes_of(found.train.inputs) or b"assert" in bytes_of(found.train.inputs)
+    assert load("pydoc").fingerprint == found.fingerprint
+
+
+def test_texts_by_class_are_cut_and_filled_up(tmp_path, load):
+    for name, letter in (("long", b"l"), ("short", b"s")):
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        for at in range(10):
+            (tmp_path / "texts" / name / f"{at}.txt").write_bytes(letter * (100 if name == "long" else 3))
+    found = load(f"textfolder:{tmp_path / 'texts'}", context=10)
+    assert (found.classes, len(found.train), len(found.test)) == (("long", "short"), 18, 2)
+    assert {bytes_of(row) for row in found.train.inputs} == {b"l" * 10, b"sss" + b"\0" * 7}
+
+
+def test_no_piece_of_the_standard_library_is_learnt_and_tested(load):
+    found = load("stdlib")
+    assert (found.classes, found.shape.inputs) == (stdlib.PACKAGES, (128,))
+    assert len(torch.bincount(found.train.targets)) == len(torch.bincount(found.test.targets)) == len(stdlib.PACKAGES)
+    assert torch.bincount(found.train.targets).min() > 300
+    learnt = {bytes_of(row) for row in found.train.inputs}
+    assert sum(bytes_of(row) in learnt for row in found.test.inputs) < 0.02 * len(found.test)  # licences, say
+
+
+# ---- what a model makes of it
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """A run that has learnt the one sentence of its text by heart."""
+    from trainer.cli import main
+
+    folder = tmp_path_factory.mktemp("squares")
+    (folder / "text.txt").write_text("one two three four five six seven " * 600)
+    arguments = ("--context", 32, "--epochs", 6, "--batch-size", 16, "--lr", 0.01)
+    options = ("--model-options", "width=32,layers=1,heads=2", "--out", folder / "run")
+    assert main(["train", "--data", f"text:{folder}/text.txt", *map(str, (*arguments, *options))]) == 0
+    return folder / "run"
+
+
+def test_a_sentence_is_learnt_by_heart_and_gone_on_with(squares, run):
+    outcome = run("generate", "--out", squares, "--prompt", "one two ", "--length", 26, "--temperature", 0)
+    assert outcome.out == "one two three four five six seven \n"
+
+
+def test_the_same_seed_draws_the_same_text(squares, run):
+    drawn = [run("generate", "--out", squares, "--temperature", 5, "--seed", seed).out for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_only_a_language_model_goes_on_with_a_text(digits_run, run):
+    outcome = run("generate", "--out", digits_run)
+    assert outcome.code == 2
+    assert "is for image classification: it tells no text" in outcome.err
+
+
+def test_perplexity_and_bits_a_byte_are_told_and_no_confusion_of_bytes(squares, run):
+    page = run("test", "--out", squares).out
+    assert "bits per byte" in page and "confusion" not in page and "calibration error" in page
+    told = json.loads(run("test", "--out", squares, "--json").out)
+    assert told["perplexity"] == pytest.approx(2 ** told["bits_per_byte"])
+    assert told["perplexity"] < 1.3  # 256 when nothing is learnt
+    assert told["confusion"] == []
+
+
+def test_another_length_of_text_is_another_run(squares, run):
+    outcome = run("train", "--config", squares / "config.json", "--context", 64)
+    assert outcome.code == 2
+    assert "context was 32, is 64" in outcome.err

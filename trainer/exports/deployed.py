@@ -1,0 +1,25 @@
+"""A model with its preprocessing in front.
+
+What is exported and served takes what people have, the pixels of a picture as uint8 [N, height, width, 3] (or the bytes
+of a text, or int16 sound), and gives logits: what the training did to its inputs is part of the graph, and can't be
+forgotten.
+"""
+
+from torch import Tensor, nn
+
+from trainer.tasks import IMAGES, Task
+
+
+class Deployed(nn.Module):
+    """A model that takes examples as people have them."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+
+    def forward(self, examples: Tensor) -> Tensor:
+        """Examples [N, ...], of the type that the data set stores, to logits; pictures with their channels last."""
+        stored = examples.permute(0, 3, 1, 2) if self.task is IMAGES else examples
+        logits: Tensor = self.model(self.task.prepare(stored))
+        return logits

@@ -1,0 +1,1 @@
+"""Predictions over HTTP, from a run's folder or from an exported bundle."""
