@@ -11,8 +11,9 @@ EVERYTHING := trainer,deploy,explain,private,caffe,tensorflow,aliyun,tencent,hua
 demo: .venv/demo
 	$(BIN)/orchestrate launch --name demo --provider local --yes
 
+# Three tests at once, on two cores too: many of them wait for machines and engines.
 test: .venv/test engine
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The Pulumi engine: found, or fetched, or built from source (8 minutes, once a machine), into the user's cache.
 engine: .venv/test

@@ -18,6 +18,7 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from infra import processes
 
-PEERS = {"ansible": "ansible-core", "pyinfra": "pyinfra", "fabric": "fabric"}
+PEERS = ("ansible-core==2.19.14", "pyinfra==3.10.0", "fabric==3.2.3")
 TIMES, MOST_MIB = 3.0, 3.0  # the goals
 WHATS = ("true", "1 MB")
 
@@ -223,20 +224,18 @@ def child(folder: Path, what: str) -> None:
 # ---- measuring -----------------------------------------------------------------------------------------------------
 
 
-def install(cache: Path, names: list[str]) -> str:
+def install(cache: Path) -> str:
     """An environment with the peers, kept for the next time. Returns why there is none, or nothing."""
     Ours.environment = cache / f"fanout-py{platform.python_version()}"
     if not (Ours.environment / "complete").exists():
-        packages = list(PEERS.values())
-        print(f"installing {', '.join(packages)} into {Ours.environment}", flush=True)
+        print(f"installing {', '.join(PEERS)} into {Ours.environment}", flush=True)
         try:
             run(sys.executable, "-m", "venv", "--clear", Ours.environment)
-            run(Ours.environment / "bin" / "pip", "install", "-q", *packages, timeout_s=1200)
+            run(Ours.environment / "bin" / "pip", "install", "-q", *PEERS, timeout_s=1200)
         except (Broken, subprocess.TimeoutExpired) as error:
             return f"they can't be installed here: {error}"
         (Ours.environment / "complete").touch()
-    lines = run(Ours.environment / "bin" / "pip", "list", "--format=freeze").splitlines()
-    print(", ".join(line for line in lines if line.split("==")[0] in PEERS.values() and names), flush=True)
+    print(", ".join(PEERS), flush=True)
     return ""
 
 
@@ -294,10 +293,11 @@ def main() -> int:
     if not options.sshd:
         parser.error("there is no sshd: apt install openssh-server, or --sshd")
     peers = [kind for kind in (Ansible, Pyinfra, Fabric) if kind.name not in options.without.split(",")]
-    without = install(options.cache, [kind.name for kind in peers]) if peers else ""
+    without = install(options.cache) if peers else ""
     if without:
         print(f"without the others: {without}")
         peers = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left of what runs
     print(f"{platform.platform()}, load {os.getloadavg()[0]:.1f}", flush=True)
     try:
         for count in (int(word) for word in options.hosts.split(",")):

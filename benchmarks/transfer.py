@@ -24,6 +24,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -193,7 +194,7 @@ class Ours(Rsync):
 
     def lay_out(self, folder: Path) -> None:
         self.clear()
-        shutil.copytree(folder, self.sshd.home / ".orchestrate/jobs/0001/work/outputs")
+        shutil.copytree(folder, self.sshd.home.joinpath(".orchestrate", "jobs", "0001", "work", "outputs"))
 
     def pull(self, home: Path) -> None:
         with self.open() as host, host.agent() as wire:
@@ -322,6 +323,7 @@ def main() -> int:
     options.without = options.without.split(",")
     if not options.sshd or not shutil.which("rsync"):
         parser.error("there is no sshd, or no rsync: apt install openssh-server rsync")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left of what runs
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", "import orchestrator.ssh, orchestrator.sync"], cwd=sys.path[0], check=True)
     print(f"Python's own start, with what a transfer imports: {time.monotonic() - started:.2f} s", flush=True)

@@ -56,7 +56,7 @@ class Arrivals:
 
     def begun(self, wanted: dict[str, str]) -> dict[str, int]:
         """How many bytes of these (digests by path) are here; what else is aside is of no use any more, and goes."""
-        names = {aside_name(path, digest): path for path, digest in wanted.items()}
+        names = {aside_name(path, digest): path for path, digest in wanted.items()} if os.listdir(self.aside) else {}
         sizes = {}
         for name in os.listdir(self.aside):
             if name in names:
@@ -66,9 +66,13 @@ class Arrivals:
         return sizes
 
     def begin(self, path: str, digest: str, limit: int, offset: int = 0) -> Partial:
-        """A file of at most `limit` bytes, of which `offset` are here. Raises Refused where a link is in the way."""
-        *folders, name = safe(path).split("/")
-        return Partial(self.aside, self.inner(tuple(folders), path), name, path, digest, limit, offset)
+        """A file of at most `limit` bytes, of which `offset` are here; its path is a `safe` one.
+
+        Raises Refused where a link is in the way.
+        """
+        *folders, name = path.split("/")
+        own_name = aside_name(path, digest) if limit >= RESUMED else f"small.{len(self.whole)}"
+        return Partial(self.aside, self.inner(tuple(folders), path), name, path, own_name, limit, offset)
 
     def inner(self, parts: tuple[str, ...], path: str) -> int:
         """The folder below the results folder, made where it isn't there."""
@@ -117,9 +121,9 @@ class Arrivals:
 class Partial:
     """One file on its way."""
 
-    def __init__(self, aside: int, into: int, name: str, path: str, digest: str, limit: int, offset: int) -> None:
+    def __init__(self, aside: int, into: int, name: str, path: str, own_name: str, limit: int, offset: int) -> None:
         self.path, self.limit, self.into, self.name = path, limit, into, name
-        self.aside, self.own_name = aside, aside_name(path, digest)
+        self.aside, self.own_name = aside, own_name
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (0 if offset else os.O_TRUNC)
         self.file = os.fdopen(os.open(self.own_name, flags, 0o666, dir_fd=aside), "r+b", buffering=0)
         self.got, self.size, self.sha256, self.resumed = hashlib.sha256(), 0, "", offset > 0

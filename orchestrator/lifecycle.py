@@ -260,10 +260,11 @@ def start(
 
     with store.lock(session.name):
         ready = fleet.each(check)
+        load = payload.gather(config, argv, store.folder, ready, cloud.spot_notice)
         if lost is None:
-            job = payload.submit(store, session, config, argv, fleet, ready, cloud.spot_notice, watcher)
+            job = payload.submit(store, session, config, fleet, ready, load, watcher)
         else:
-            job = payload.submit_again(store, session, config, argv, fleet, ready, cloud.spot_notice, watcher, lost)
+            job = payload.submit_again(store, session, fleet, ready, load, watcher, lost)
     watcher.say(f"job {job.number}: {job.command}")
     return job
 

@@ -71,21 +71,13 @@ def gather(config: Config, argv: list[str] | None, records: Path, ready: list[Re
 
 
 def submit(
-    store: Store,
-    session: Session,
-    config: Config,
-    argv: list[str] | None,
-    fleet: Fleet,
-    ready: list[Ready],
-    spot: SpotNotice | None,
-    watcher: Watcher,
+    store: Store, session: Session, config: Config, fleet: Fleet, ready: list[Ready], load: Load, watcher: Watcher
 ) -> Job:
     """Records the job, sends what it needs, queues it, on each machine.
 
     Raises OrchestrateError; then it is recorded as not started.
     """
     started = time.monotonic()
-    load = gather(config, argv, store.folder, ready, spot)
     results = config.workdir_path() / "results" / session.name
     job = store.add_job(session, uuid.uuid4().hex, load.spec.words, list(config.outputs), results)
     try:
@@ -102,21 +94,12 @@ def submit(
 
 
 def submit_again(
-    store: Store,
-    session: Session,
-    config: Config,
-    argv: list[str] | None,
-    fleet: Fleet,
-    ready: list[Ready],
-    spot: SpotNotice | None,
-    watcher: Watcher,
-    job: Job,
+    store: Store, session: Session, fleet: Fleet, ready: list[Ready], load: Load, watcher: Watcher, job: Job
 ) -> Job:
     """Queues a job that was lost once more, with what it had written, and its log goes on where it ended.
 
     On a machine that still has the job it goes on in its own folder; a new one is sent what came home of it.
     """
-    load = gather(config, argv, store.folder, ready, spot)
     written = [sync.read_tree(part.results, sync.written(part.results)) for _, part in fleet.parts(store, job)]
     push(fleet, [*load.trees, *written], watcher)
     queue(fleet, session, job, load, ready, watcher, [tree.id for tree in written])

@@ -22,6 +22,7 @@ from orchestrator.watch import Watcher
 if TYPE_CHECKING:
     from orchestrator.config import Config
 
+REBOOTS, REBOOT_S = 5, 300.0  # tries to bring the results home, and how long a machine takes to come back
 MOST = 50  # losses of one job: more is a job that breaks its machines
 
 
@@ -35,12 +36,7 @@ def run(
     for _ in range(MOST):
         with Fleet(session) as fleet:
             job = start(fleet, store, session, config, argv, watcher, lost=job)
-            try:
-                ended = finish(fleet, store, session, job, watcher, jobs.size_at_home(job))
-            except (Unreachable, TransferIncomplete) as error:
-                if not all_gone(session):
-                    raise
-                ended = replace(job, state="lost", reason=str(error))
+            ended = see_through(fleet, store, session, job, watcher)
         if ended.state != "lost":
             return ended
         job = ended
@@ -51,6 +47,22 @@ def run(
             where = f"{session.machine.instance_type} in {session.machine.region}" if session.machine else "nowhere"
             store.note(session, f"job {job.number} goes on, on {where}")
     raise OrchestrateError(f"job {job and job.number} was lost {MOST} times", "does it break its machines?")
+
+
+def see_through(fleet: Fleet, store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
+    """Follows the job to its end, over a reboot of its machine too; one whose machine is gone is lost."""
+    for again in reversed(range(REBOOTS)):
+        try:
+            return finish(fleet, store, session, job, watcher, jobs.size_at_home(job))
+        except (Unreachable, TransferIncomplete) as error:
+            if all_gone(session):
+                return replace(job, state="lost", reason=str(error))
+            if not again or fleet.first.retired:
+                raise
+            watcher.say(f"{error}; waiting for the machine, which is still there")
+            fleet.first.close()
+            fleet.first.wait(REBOOT_S, watcher.say)
+    raise AssertionError("the last try returns or raises")
 
 
 def all_gone(session: Session) -> bool:

@@ -229,7 +229,6 @@ def push(wire: Wire, tree: Tree, tell: Tell | None = None) -> Pushed:
         sizes = {digest: int(answer["begun"].get(digest, 0)) for digest in missing}
         begun = {digest: size for digest, size in sizes.items() if 0 < size <= missing[digest]}
     if missing:
-        wire.call("prune", bytes=sum(missing.values()))
         try:
             send(wire, tree, missing, begun, tell)
         except MachineError as error:
@@ -244,7 +243,7 @@ def send(wire: Wire, tree: Tree, missing: dict[str, int], begun: dict[str, int],
     """Sends this content (sizes by digest) but for what is there. Raises TransferIncomplete, MachineError."""
     meter = Meter(f"to the machine: {tree.root.name}", sum(missing.values()) - sum(begun.values()), tell)
     try:
-        wire.put(metered(stream(tree, missing, begun), meter))
+        wire.put(metered(stream(tree, missing, begun), meter), meter.total)
     except MachineError as error:
         if error.kind == "damaged" and not begun:
             raise TransferIncomplete(
@@ -266,7 +265,8 @@ def stream(tree: Tree, missing: dict[str, int], begun: dict[str, int]) -> Iterat
             offset = begun.get(digest, 0)
             yield {"digest": digest, "offset": offset}, chunks(tree.origins[digest], size, offset)
             continue
-        pack.append((digest, b"".join(chunks(tree.origins[digest], size))))
+        [data] = chunks(tree.origins[digest], size) if size else [b""]
+        pack.append((digest, data))
         if sum(len(data) for _, data in pack) >= CHUNK - SMALL or len(pack) == 500:
             yield packed(pack)
             pack = []
@@ -297,12 +297,12 @@ def chunks(path: Path, size: int, offset: int = 0) -> Iterator[bytes]:
     Raises TransferIncomplete for one of another size.
     """
     left = size - offset
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:  # one that is gone has changed too
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # one that is gone has changed too
         file.seek(offset)
-        while left > 0 and (chunk := file.read(min(CHUNK, left))):
+        while left > 0 and (chunk := file.read(min(CHUNK, left + 1))):
             left -= len(chunk)
-            yield chunk
-        left -= len(file.read(1))
+            if left >= 0:
+                yield chunk
     if left:
         raise TransferIncomplete(
             f"{shown(str(path))} changed while it was sent", "run the same command again once it is at rest"
@@ -378,9 +378,9 @@ class Outputs:
         """Whether home has that content under that path already."""
         if self.have.get(path) == digest:
             return True
-        target = self.folder / path
+        target = os.path.join(self.folder, path)
         with contextlib.suppress(OSError):
-            if not target.is_symlink() and target.is_file() and digest_of(target)[0] == digest:
+            if stat.S_ISREG(os.lstat(target).st_mode) and digest_of(Path(target))[0] == digest:
                 self.have[path] = digest
                 return True
         return False

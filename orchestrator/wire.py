@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GREETING = b"\norchestrate-agent 1\n"
 MAX_FRAME = 1 << 28
 CHUNK = 1 << 18
-PIECE = 1 << 16  # of what paramiko is given at once: it copies all that is left for every packet
+PIECE = 32704  # given to paramiko at once: what OpenSSH takes in a packet, so that none is nearly empty
 MAX_FOLLOW = 1 << 21  # twice what the agent sends of a log at once
 # The agent's source arrives on stdin, after a line with its length: nothing is installed, nothing is out of date. An
 # empty entry of sys.path is the home folder, where a file may have the name of a module.
@@ -104,9 +104,12 @@ class Wire:
                 raise machine_error(head)
             yield "head", head
 
-    def put(self, blobs: Iterable[tuple[dict[str, Any], Iterable[bytes]]]) -> int:
-        """The agent's `put`: heads with what follows each. Returns how many it took. Raises MachineError."""
-        self._write(frame(b"J", json.dumps({"op": "put"}).encode()))
+    def put(self, blobs: Iterable[tuple[dict[str, Any], Iterable[bytes]]], size: int = 0) -> int:
+        """The agent's `put`: heads with what follows each, for which it makes room. Returns how many it took.
+
+        Raises MachineError.
+        """
+        self._write(frame(b"J", json.dumps({"op": "put", "bytes": size}).encode()))
         batch = bytearray()
         for head, chunks in blobs:
             batch += frame(b"J", json.dumps(head).encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import system
+
 if TYPE_CHECKING:
     from infra.simulator.cloud import Simulator
 
@@ -24,13 +25,7 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def sshd() -> str:
     """The path of the real OpenSSH server; installed where we are root on Debian or Ubuntu, else a skip."""
-    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
-        subprocess.run(["apt-get", "update", "-qq"], **quiet)
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-qq", "openssh-server"], env=environment, **quiet)
-        found = shutil.which("sshd", path="/usr/sbin")
+    found = system.find("sshd", "openssh-server")
     if found is None:
         pytest.skip("no real sshd here, and it can't be installed: not root, or no apt-get")
     return found

@@ -339,6 +339,8 @@ def op_put(request: Facts) -> Facts | None:
     J {"pack": [[digest, size]...]}, D: many small ones, one after the other.
     """
     os.makedirs(supervisor.path("blobs"), exist_ok=True)
+    with contextlib.suppress(OSError):  # two may do so at once
+        op_prune(request)
     taken, frames = 0, Incoming()
     try:
         while frames.kind == b"J":
@@ -496,10 +498,16 @@ def link_or_copy(digest: str, place: str, executable: bool) -> None:
 def op_prune(request: Facts) -> Facts:
     """Removes trees and blobs that no job here needs and nobody has asked for lately.
 
-    That is for two weeks, or for an hour where less than `bytes` and a margin are free. Returns how many went.
+    That is for two weeks, or for an hour where less than `bytes` and a margin are free. Where there is room, it looks
+    once a day. Returns how many went.
     """
     disk = shutil.disk_usage(supervisor.ROOT)
     tight = disk.free < request["bytes"] + min(MIN_FREE, disk.total // 10)
+    looked = supervisor.path("pruned")
+    if not tight and os.path.exists(looked) and time.time() - os.stat(looked).st_mtime < 86400:
+        return {"removed": 0}
+    with open(looked, "w"):
+        pass
     before, removed = time.time() - (SAFE_S if tight else KEPT_S), 0
     trees, blobs = supervisor.path("trees"), supervisor.path("blobs")
     os.makedirs(blobs, exist_ok=True)
@@ -708,7 +716,7 @@ def op_manifest(request: Facts) -> Facts:
                 except OSError:
                     skipped.append(name)
                     continue
-                files[name] = [os.path.relpath(name, work), info.st_size, digest, mark(info)]
+                files[name] = [name[len(work) + 1 :], info.st_size, digest, mark(info)]
     return {"files": sorted(files.values()), "skipped": sorted({os.path.relpath(name, work) for name in skipped})}
 
 

@@ -19,7 +19,6 @@ kernel frees when they end, however they end. Standard library only, Python 3.8 
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import ctypes
 import fcntl
@@ -36,7 +35,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from typing import Any, Dict, Iterator
 
 Record = Dict[str, Any]  # a job's state, as state.json or exit.json has it
@@ -497,6 +495,9 @@ def is_number(word: str) -> bool:
 
 def spot_notice(spot: Record) -> float:
     """When the cloud takes this machine back, in Unix seconds. Raises OSError or ValueError where it doesn't say so."""
+    import calendar  # here, not above: a third of every connection's start
+    import urllib.request
+
     base = os.environ.get(METADATA)
 
     def ask(url: str, method: str, **headers: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -87,20 +86,6 @@ def test_a_cloud_that_refuses_to_delete_is_exit_code_4_and_named(cli: Cli, cloud
     cloud.clear_faults()
     cli("down")
     assert cloud.inventory() == []
-
-
-def test_one_ctrl_c_while_the_machine_is_made_leaves_an_empty_cloud(
-    cli: Cli, cloud: Simulator, eventually: Callable[..., Any]
-) -> None:
-    cloud.fault("create machine", "delay", seconds=3)
-    process = cli.start("up", "s", "--provider", "aliyun", "--simulate", "--yes")
-    eventually(lambda: any(call.operation == "create" and "instance" in call.type.lower() for call in cloud.calls()))
-    for _ in range(3):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-    _, err = process.communicate(timeout=90)
-    assert process.returncode == 130, err
-    assert cloud.inventory() == [] and cli("status", "--json").json == []
 
 
 def test_a_client_killed_while_the_machine_is_made_is_cleaned_up_by_down(

@@ -57,7 +57,7 @@ def test_no_quota(cli: Cli, cloud: Simulator) -> None:
 def test_no_network(cli: Cli, cloud: Simulator) -> None:
     cloud.fault("list", "drop_reply", times=0)
     done = refused(cli, "aliyun", 3, "--simulate")
-    assert "isn't answered" in done.err
+    assert "is there a way to the network?" in done.err
     assert not any(call.operation == "create" for call in cloud.calls())
 
 

@@ -13,6 +13,7 @@ RENTED = "tests/faults/test_rented.py"
 SIMULATED = "tests/e2e/test_simulated.py"
 ENGINE = "tests/infra/test_engine.py"
 PROGRAMS = "tests/infra/test_programs.py"
+LIVE = "tests/infra/test_live_offers.py"
 
 # The fault, and the tests that see what becomes of it.
 ROWS: dict[int, tuple[str, dict[str, list[str]]]] = {
@@ -85,6 +86,9 @@ ROWS: dict[int, tuple[str, dict[str, list[str]]]] = {
     22: ("this computer is lost or asleep", {
         RENTED: ["test_row_22_the_cloud_itself_ends_the_machine"],
         PROGRAMS: ["test_the_cloud_is_told_of_every_machines_end"],
+    }),
+    23: ("this computer's clock is off", {
+        LIVE: ["test_a_clock_that_is_off_is_refused_before_anything_is_asked_with_the_key"],
     }),
 }  # fmt: skip
 

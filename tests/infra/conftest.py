@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import os
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from infra.clouds import local
 from infra.processes import MARKER
 from infra.provider import Machine, MachineSpec, Offer
+from tests import system
 
-SSHD = "/usr/sbin/sshd"
 CANARY = "canary-5e1f"
 made: set[bytes] = set()  # the marks of all machines of this run
 OFFER = Offer(provider="local", region="local", zone="local", instance_type="this computer", cpus=1, memory_gib=1)
@@ -186,15 +183,10 @@ def gone(pid: int) -> bool:
 @pytest.fixture(scope="session")
 def real_sshd() -> str:
     """The path of an sshd; installed where that is possible."""
-    if not os.path.exists(SSHD) and os.geteuid() == 0 and shutil.which("apt-get"):
-        argv = ["apt-get", "install", "-y", "-qq", "openssh-server"]
-        subprocess.run(["apt-get", "update", "-qq"], capture_output=True, timeout=120, check=False)
-        subprocess.run(
-            argv, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, timeout=200, check=False
-        )
-    if not os.path.exists(SSHD):
-        pytest.skip(f"no {SSHD} here, and it can't be installed: OpenSSH's server is needed for this test")
-    return SSHD
+    found = system.find("sshd", "openssh-server")
+    if found is None:
+        pytest.skip("no sshd here, and it can't be installed: OpenSSH's server is needed for this test")
+    return found
 
 
 @pytest.fixture(scope="session", params=["own server", "real sshd"])

@@ -34,7 +34,7 @@ def brought(tmp_path: Path, said: Any) -> dict[str, float]:
 
 def test_the_gist_is_the_mean_share_and_the_most_memory(tmp_path: Path) -> None:
     other = {**SAMPLE, "cpu": 1.0, "memory_gib": 6, "gpus": [GPU, {**GPU, "utilization": 100, "memory_mib": None}]}
-    said = json.dumps(SAMPLE) + "\n" + json.dumps({**other, "more": "x" * 99}) + "\n{\"at\": 3, \"cp"
+    said = json.dumps(SAMPLE) + "\n" + json.dumps({**other, "more": "x" * 99}) + '\n{"at": 3, "cp'
     assert brought(tmp_path, said) == {"cpu": 0.75, "most_memory_gib": 6, "gpu": 0.75, "most_gpu_memory_gib": 2}
     lines = [json.loads(line) for line in (tmp_path / "usage.jsonl").read_text().splitlines()]
     assert lines == [SAMPLE, other]

@@ -351,7 +351,7 @@ def test_what_goes_wrong_while_fetching_is_raised_where_the_batch_is_taken(image
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory of a process is told by /proc")
 def test_streaming_holds_no_copy_of_the_data(load, tmp_path):
-    """A text of 64 MB, all of it read: the process's own memory grows by less than a quarter of that."""
+    """A text of 64 MB, all of it read: the process's own memory grows by less than half of that."""
     (tmp_path / "long.txt").write_bytes(bytes(range(256)) * (1 << 18))
 
     def own_memory():
@@ -363,7 +363,7 @@ def test_streaming_holds_no_copy_of_the_data(load, tmp_path):
     picks = torch.randperm(len(found.train)).split(64)
     read = sum(len(inputs) for inputs, _ in feed.batches(found.train, picks, CPU, stream=True))
     assert read == len(found.train) > 58_000
-    assert own_memory() - before < 16_000_000
+    assert own_memory() - before < 32_000_000
 
 
 # ---- the registry

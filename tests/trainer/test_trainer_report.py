@@ -5,12 +5,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 
 import pytest
 import torch
 from torch import nn
 
+from tests import system
 from trainer import files, report, runs
 from trainer.config import configure
 from trainer.data import Data, Split
@@ -35,18 +35,13 @@ def browser():
     """Headless Chromium: the system's own; installed where we are root on Debian or Ubuntu, else a skip."""
     from playwright.sync_api import sync_playwright
 
-    def find():
-        return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-    if find() is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for argv in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", *argv], env=environment, capture_output=True, timeout=130, check=False)
-    if find() is None:
+    names = ("chromium-browser", "google-chrome", "chrome")
+    found = next(filter(None, map(shutil.which, names)), None) or system.find("chromium", "chromium")
+    if found is None:
         pytest.skip("no Chromium here, and it can't be installed: not root, or no apt-get")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = playwright.chromium.launch(executable_path=find(), args=arguments)
+        started = playwright.chromium.launch(executable_path=found, args=arguments)
         yield started
         started.close()
 

@@ -12,7 +12,7 @@ from trainer.errors import BadData
 
 TASK = "language modelling"
 BYTES = 256
-READ = 1 << 24  # bytes at a time: a text larger than the memory is never in it as a whole
+READ = 1 << 20  # bytes at a time: a text larger than the memory is never in it as a whole
 
 
 def read(config: TrainConfig, root: Path, say: Say) -> Arrays:
