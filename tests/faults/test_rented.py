@@ -387,7 +387,7 @@ def test_row_19_a_disk_that_fills_up_while_a_machine_is_made_leaves_nothing(
 ) -> None:
     process = start_up(cli, cloud, eventually, delay_s=2)
     filler = fill(small_disk, leave=0)
-    code, err = ended(process)
+    code, err = ended(process)  # half a minute: so long the engine itself goes on trying to write
     assert code in (3, 4), err  # 4: the engine has left half a state
     assert cloud.inventory() == []
     filler.unlink()
