@@ -91,7 +91,7 @@ def test_a_spot_machines_notice_ends_the_job_with_a_checkpoint_and_it_goes_on_el
     wait_for(cli, process, eventually, 1)
     first = cloud.machines()[0]
     cloud.preempt(first.id, 60)
-    eventually(lambda: cloud.machines() and cloud.machines()[0].id != first.id, deadline_s=120)
+    eventually(lambda: [one for one in cloud.machines() if one.id != first.id], deadline_s=120)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err.decode()
     assert b"preempted: the cloud takes the machine back at" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -147,11 +148,20 @@ class Machine:
     def state_file(self, number: int) -> dict[str, Any]:
         return json.loads((self.folder(number) / "state.json").read_text())
 
+    def locked(self, number: int) -> bool:
+        """Whether the job's lock is held: by its supervisor, to its last thread."""
+        with open(self.folder(number) / "lock", "rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
     def kill_supervisor(self, number: int, **change: Any) -> None:
         """kill -9, and its last word is made to be long ago, so that nobody waits the five seconds of its start."""
         pid = self.supervisor(number)
         os.kill(pid, signal.SIGKILL)
-        while runs(pid):
+        while runs(pid) or self.locked(number):  # its first thread is gone before its last, which holds the lock
             time.sleep(0.01)
         state = {**self.state_file(number), "at": time.time() - 60, **change}
         (self.folder(number) / "state.json").write_text(json.dumps(state))
