@@ -413,6 +413,15 @@ def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Wa
     """Ends the machine and closes the session once the cloud itself says that nothing is left. Raises MayStillBill."""
     with contextlib.suppress(OrchestrateError):  # a full disk must not keep the machine; "closed" has to be written
         store.set_state(session, "closing")
+    end_machines(session, cloud, watcher)
+    store.set_state(session, "closed")
+    shutil.rmtree(session.folder, ignore_errors=True)
+    sshconfig.refresh(store)
+    return next(closed for closed in store.sessions(every=True) if closed.id == session.id)
+
+
+def end_machines(session: Session, cloud: provider.Cloud, watcher: Watcher) -> None:
+    """Ends the machines, and asks the cloud itself until nothing is left. Raises MayStillBill, Locked."""
     again = f"`orchestrate down {session.name}` tries again"
     try:
         with patience(watcher.say):
@@ -427,10 +436,6 @@ def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Wa
         ) from error
     if left:
         raise MayStillBill(f"still there of session {session.name!r}: {'; '.join(left)}", again)
-    store.set_state(session, "closed")
-    shutil.rmtree(session.folder, ignore_errors=True)
-    sshconfig.refresh(store)
-    return next(closed for closed in store.sessions(every=True) if closed.id == session.id)
 
 
 # ---- launch -------------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator import jobs, lifecycle
-from orchestrator.errors import MayStillBill, OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable
 from orchestrator.fleet import Fleet
-from orchestrator.interrupts import one_interrupt, patience
-from orchestrator.lifecycle import as_made, create, finish, is_gone, prepare, rolled_back, start
+from orchestrator.interrupts import one_interrupt
+from orchestrator.lifecycle import as_made, create, end_machines, finish, is_gone, prepare, rolled_back, start
 from orchestrator.market import Clouds, allowed, propose
-from orchestrator.session import load_cloud, mapped
+from orchestrator.session import load_cloud
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
 
@@ -79,12 +79,7 @@ def elsewhere(store: Store, session: Session, config: Config, watcher: Watcher) 
     with store.lock(session.name):
         store.set_state(session, "creating")
         if not cloud.keeps_disk:
-            with mapped(), patience(watcher.say):
-                cloud.destroy(session.name, session.folder, watcher.say)
-                left = cloud.survivors(session.name, session.folder)
-            if left:
-                again = f"`orchestrate down {session.name}` tries again"
-                raise MayStillBill(f"still there of session {session.name!r}: {'; '.join(left)}", again)
+            end_machines(session, cloud, watcher)
         session = store.pick(session.name)
         with one_interrupt(watcher.say), rolled_back(store, session, clouds, watcher):
             proposal = propose(clouds, session.name, config, watcher.say)
