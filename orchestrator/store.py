@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from orchestrator.errors import Locked, OrchestrateError, UsageError
 
@@ -151,6 +151,20 @@ class Job:
     def ended(self) -> bool:
         """Whether it has come to an end, whatever that was."""
         return self.state in ENDED
+
+
+def _held(file: TextIO) -> str | None:
+    """Takes a lock, or says who has it. Its note is written just after it is taken, and gone just before it is free."""
+    for _ in range(50):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            file.seek(0)
+            if holder := file.read().strip():
+                return holder
+            time.sleep(0.02)
+    return "another command"
 
 
 def home() -> Path:
@@ -422,13 +436,11 @@ class Store:
             raise OrchestrateError(f"{path} can't be written: {error.strerror}", MEND) from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another command"
-                raise Locked(
-                    f"session {name!r} is held by {holder}", "wait for it, or end it, then try again"
-                ) from error
+                holder = _held(file)
+            except OSError as error:  # a network's file system without locks
+                raise OrchestrateError(f"{path} can't be locked: {error.strerror}", MEND) from error
+            if holder:
+                raise Locked(f"session {name!r} is held by {holder}", "wait for it, or end it, then try again")
             file.truncate(0)
             file.write(f"`orchestrate {' '.join(sys.argv[1:2])}`, pid {os.getpid()} on {socket.gethostname()}")
             file.flush()

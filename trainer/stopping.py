@@ -11,6 +11,7 @@ class StopSignals:
 
     Until `deferred` is set a signal raises Stopped at once: loading holds nothing worth saving. Once the loop runs,
     the signal is only noted in `asked`, and the loop ends the step, writes its checkpoint, and stops by itself.
+    What an import makes of Stopped (a module that failed, another exception) leaves the context manager as Stopped.
     """
 
     def __init__(self) -> None:
@@ -26,13 +27,17 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self.asked and not self.deferred and isinstance(error, Exception) and not isinstance(error, Stopped):
+            raise self._stopped() from error
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
         if not self.deferred:
-            raise Stopped(
-                f"stopped by {self.name} before the first step: no new checkpoint to write", signal_number=number
-            )
+            raise self._stopped()
+
+    def _stopped(self) -> Stopped:
+        text = f"stopped by {self.name} before the first step: no new checkpoint to write"
+        return Stopped(text, signal_number=self.asked or signal.SIGTERM)
 
     @property
     def name(self) -> str:

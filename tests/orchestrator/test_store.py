@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sqlite3
@@ -244,6 +245,20 @@ def test_a_lock_is_free_again_however_its_command_ends(store: Store) -> None:
         pass
     with store.lock("s"):
         pass
+
+
+def test_a_holder_that_has_just_come_is_named_and_one_that_is_going_is_waited_for(store: Store) -> None:
+    (store.folder / "locks").mkdir()
+    with (store.folder / "locks" / "s.lock").open("a+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        comes = threading.Timer(0.1, lambda: (other.write("`orchestrate up`"), other.flush()))
+        comes.start()
+        with pytest.raises(Locked, match="held by `orchestrate up`"), store.lock("s"):
+            raise AssertionError("both hold it")
+        other.truncate(0)
+        threading.Timer(0.1, fcntl.flock, (other, fcntl.LOCK_UN)).start()
+        with store.lock("s"):
+            pass
 
 
 # ---- a record that can't be used ----------------------------------------------------------------------------------

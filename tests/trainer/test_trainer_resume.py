@@ -150,6 +150,19 @@ def test_stopped_while_it_loads_it_ends_at_once(tmp_path):
         assert "SIGTERM" in err and (tmp_path / "reason").read_text() == "stopped"
 
 
+def test_an_import_that_a_stop_broke_is_a_stop(monkeypatch):
+    from trainer import cli, config
+
+    def broken(fields):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception as error:
+            raise ImportError("a C extension failed to import") from error
+
+    monkeypatch.setattr(config, "configure", broken)
+    assert cli.main(["train"]) == 143
+
+
 def test_more_epochs_later_are_the_same_as_all_at_once(run, tmp_path):
     run(*SMALL, "--epochs", 2, "--out", tmp_path / "parts")
     assert run(*SMALL, "--epochs", 4, "--out", tmp_path / "parts").code == 0
