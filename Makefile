@@ -4,7 +4,7 @@ PYTHON ?= python3
 INDEX  ?=
 BIN    := .venv/bin
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python $(if $(INDEX),--default-index $(INDEX)) -c constraints.txt -e
-EVERYTHING := trainer,deploy,explain,private,caffe,tensorflow,aliyun,tencent,huawei,dev
+EVERYTHING := trainer,deploy,explain,private,caffe,tensorflow,tune,bucket,aliyun,tencent,huawei,dev
 
 .PHONY: demo test engine check docs bench constraints clean
 
