@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,12 @@ def no_keyring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hang_ups() -> None:
+    """A hang-up is one for what the tests start, though they run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(params=["builtin", "openssh"])
@@ -133,7 +140,7 @@ def end_everything(home: Path) -> None:
 def eventually() -> Callable[..., Any]:
     """Waits until something is true, with a deadline."""
 
-    def wait(what: Callable[[], Any], deadline_s: float = 30, every_s: float = 0.1) -> Any:
+    def wait(what: Callable[[], Any], deadline_s: float = 90, every_s: float = 0.1) -> Any:
         end = time.monotonic() + deadline_s
         while time.monotonic() < end:
             value = what()
