@@ -21,13 +21,14 @@ from trainer.average import Average
 from trainer.config import TrainConfig
 from trainer.distributed import World
 from trainer.errors import CorruptCheckpoint, OtherRun
-from trainer.metrics import EpochRecord
+from trainer.metrics import EpochRecord, best_of
 from trainer.optim import Optimiser
 from trainer.precision import Precision
 
 FORMAT = 2
 NAME = "checkpoint.pt"
 PREVIOUS = "previous.pt"
+BEST = "best.pt"  # with --patience: the weights of the best epoch so far
 
 # What must be the same for the rest of a run to be the rest of the same run. Another device, other processes, another
 # place for the data or other checkpoint times are all fine; more epochs too, where the learning rate is constant.
@@ -93,6 +94,22 @@ def save(folder: Path, state: State, config: TrainConfig, data_fingerprint: str,
         files.replace(path, lambda file: torch.save(payload, file))
     distributed.wait_for_all(world)
     return path
+
+
+def save_best(folder: Path, weights: Mapping[str, Tensor], epoch: int) -> None:
+    """Write the folder's best.pt: tested weights, and after which epoch they are so good. Raises OSError."""
+    files.replace(folder / BEST, lambda file: torch.save({"model": weights, "epoch": epoch}, file))
+
+
+def check_best(folder: Path, records: Sequence[EpochRecord]) -> None:
+    """Raises OtherRun where the weights of the best epoch so far weren't kept: they were not asked for then."""
+    best = best_of(records).epoch if records else 0
+    kept = read(folder / BEST)["epoch"] if (folder / BEST).exists() else 0
+    if kept < best:
+        raise OtherRun(
+            f"{folder} holds a run that did not keep its best weights so far, those of epoch {best}",
+            "It keeps them if --patience is there from the start: leave it out, or start over with --no-resume.",
+        )
 
 
 def restore(folder: Path, state: State, config: TrainConfig, data_fingerprint: str) -> None:

@@ -63,9 +63,9 @@ def train(
 
         configuration = configure({**(read_fields(config) if config else {}), **given})
         if configuration.framework == "tensorflow":
-            from trainer import keras_lenet
+            from trainer.keras import train as on_keras
 
-            keras_lenet.train(configuration, stop)
+            on_keras.train(configuration, stop)
             return
         from trainer.train import train
 
@@ -137,8 +137,9 @@ def serve(
     batch_ms: Annotated[float, typer.Option(help="How long the first of a batch waits for others.", min=0)] = 3,
     max_body_mb: Annotated[float, typer.Option(help="The largest request.", min=0.001)] = 10,
     max_megapixels: Annotated[float, typer.Option(help="The largest picture, unpacked.", min=0.001)] = 40,
+    max_length: Annotated[int, typer.Option(help="The longest text that a request may have written.", min=1)] = 2000,
 ) -> None:
-    """Answer predictions over HTTP: POST a picture to /predict, or open the page and drop one."""
+    """Answer over HTTP: POST a picture, text or WAV file to /predict, a prompt to /generate, or open the page."""
     from trainer.serving.server import serve
 
     serve(
@@ -151,6 +152,7 @@ def serve(
         wait_s=batch_ms / 1000,
         body_bytes=int(max_body_mb * 1_000_000),
         most_pixels=int(max_megapixels * 1_000_000),
+        length=max_length,
         say=partial(print, flush=True),
     )
 
@@ -165,7 +167,7 @@ def report(
     """Make the run's report.html anew: curves, mistakes, examples, configuration, in one page."""
     from trainer.report import report_run
 
-    print(f"report in {report_run(out, _moved(data, data_root, cache_dir, device))}")
+    print(f"report in {report_run(out, _moved(data, data_root, cache_dir, device), print)}")
 
 
 @app.command()
@@ -209,7 +211,7 @@ def membership(
     """Measure how well a run's model gives away what it was trained on."""
     from trainer.membership import lines, membership_run
 
-    print("\n".join(lines(membership_run(out, _moved(data, data_root, cache_dir, device)))))
+    print("\n".join(lines(membership_run(out, _moved(data, data_root, cache_dir, device), print))))
 
 
 def _moved(data: str | None, data_root: Path | None, cache_dir: Path | None, device: str | None) -> dict[str, object]:

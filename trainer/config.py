@@ -186,7 +186,9 @@ class TrainConfig(BaseModel):
     channels_last: bool | None = Field(
         default=None, description="Images with their channels innermost. [on the CPU, and in half precision]"
     )
-    compile: bool = Field(default=False, description="Compile the model (a minute; needs a C++ compiler on the CPU).")
+    compile: bool = Field(
+        default=False, description="Compile the model (a minute; on the CPU it needs a C++ compiler)."
+    )
     shard: bool = Field(default=False, description="Under torchrun: shares of the weights on each process (FSDP2).")
 
     # ---- the folder

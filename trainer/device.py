@@ -1,5 +1,6 @@
 """The device a run computes on, and what makes it repeatable there."""
 
+import os
 import random
 
 import numpy as np
@@ -11,9 +12,11 @@ from trainer.errors import MissingDevice
 def pick(wanted: str, local_rank: int = 0) -> torch.device:
     """The device for "auto", "cpu" or "cuda", each process of a machine its own GPU.
 
-    Raises MissingDevice: asked for a GPU, a run never gets the CPU.
+    Raises MissingDevice: asked for a GPU, here or when the machine was rented ($ORCHESTRATE_GPUS), a run never gets the
+    CPU.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    either = wanted == "auto" and "ORCHESTRATE_GPUS" not in os.environ
+    if wanted == "cpu" or (either and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         built = torch.version.cuda
@@ -35,6 +38,8 @@ def settle(device: torch.device, seed: int, threads: int) -> None:
     spinning. And with one, the sums are the same whatever the number of cores.
     """
     torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     seed_all(seed)
     if device.type == "cuda":
         # Not use_deterministic_algorithms: it imports torch's compiler (4 s).
@@ -46,7 +51,10 @@ def seed_all(number: int) -> None:
     """Everything that draws, from one number."""
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.manual_seed(number % 2**63)  # and the GPUs'
+    # not torch.manual_seed: where there is no GPU it keeps each call with its traceback, 1 ms a step
+    torch.default_generator.manual_seed(number % 2**63)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(number % 2**63)
 
 
 def layout(device: torch.device, precision: str, channels_last: bool | None, sharded: bool) -> torch.memory_format:
@@ -58,3 +66,8 @@ def layout(device: torch.device, precision: str, channels_last: bool | None, sha
 def describe(device: torch.device) -> str:
     """The GPU's name, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def smi_name(device: torch.device) -> str:
+    """How nvidia-smi is told which GPU this is: it counts otherwise than CUDA does. "" for the CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""

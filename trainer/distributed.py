@@ -9,23 +9,30 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer import files
 from trainer.errors import Stopped
 
+PIECE_BYTES = 64 << 20  # of a file that goes to the other machines
 STOP_STEPS = 10  # between questions whether any process was told to stop: each question waits for all
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, and number `local_rank` on its machine."""
+    """This process among all: `rank` of `size`, and number `local_rank` on its machine, itself number `machine`."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    machine: int = 0
+    machines: int = 1
 
     @property
     def alone(self) -> bool:
@@ -53,7 +60,8 @@ class World:
 
 def from_environment() -> World:
     """What torchrun says; one process where it didn't start this."""
-    told = [int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))]
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1}
+    told = [int(os.environ.get(name, default)) for name, default in names.items()]
     return World(*told) if "TORCHELASTIC_RUN_ID" in os.environ else World()
 
 
@@ -71,8 +79,10 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Each start has keys of its own: torchrun keeps its store, and in it the addresses of the processes that are gone.
+    # Of several machines each counts its own restarts; there torchrun is told to keep none, so the port is another.
     store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    store = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
+    own = os.environ["MASTER_PORT"] if world.machines > 1 else str(restarts())
+    store = dist.PrefixStore(f"start {own}", store)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     try:
         yield
@@ -134,6 +144,40 @@ def any_says(world: World, value: int | None, device: torch.device) -> int | Non
     told = torch.tensor(value or 0, device=device)
     dist.all_reduce(told, dist.ReduceOp.MAX)
     return int(told) or None
+
+
+def share_file(world: World, path: Path, device: torch.device) -> None:
+    """Has the file on every machine as it is on the first, whose process writes it; where it's none there, none.
+
+    Each machine has a disk of its own, and all go on from one checkpoint. Raises OSError.
+    """
+    if world.machines == 1:
+        return
+    size = torch.tensor(path.stat().st_size if world.leads and path.exists() else -1, device=device)
+    dist.broadcast(size, 0)
+    writes = world.machine > 0 and world.local_rank == 0
+    if int(size) < 0 and writes:
+        path.unlink(missing_ok=True)
+
+    def pass_on(file: IO[bytes]) -> None:
+        for start in range(0, int(size), PIECE_BYTES):
+            piece = torch.empty(min(PIECE_BYTES, int(size) - start), dtype=torch.uint8)
+            if world.leads:
+                file.readinto(piece.numpy())  # type: ignore[attr-defined]
+            piece = piece.to(device)
+            dist.broadcast(piece, 0)
+            if writes:
+                file.write(piece.cpu().numpy().tobytes())
+
+    if world.leads and int(size) >= 0:
+        with path.open("rb") as file:
+            pass_on(file)
+    elif writes and int(size) >= 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, pass_on)
+    else:
+        pass_on(BytesIO())
+    dist.barrier()
 
 
 # ---- the model

@@ -7,6 +7,7 @@ TrainerError
 │   ├── BadModel            2    the model doesn't fit the data, or can't be made
 │   ├── BadExport           2    the run can't be exported or served in the form asked for
 │   ├── MissingDevice       2    the device asked for isn't here
+│   ├── NotCompiled         2    --compile was asked for, and there is no compiler, or the model is too much for it
 │   ├── MissingPackage      2    a Python package that the run needs isn't installed
 │   ├── BadOutput           2    the output folder can't be written
 │   ├── BadData             2    the data isn't there, or isn't laid out as it must be
@@ -63,6 +64,10 @@ class BadExport(BadInput):
 
 class MissingDevice(BadInput):
     """The device asked for isn't here."""
+
+
+class NotCompiled(BadInput):
+    """--compile was asked for, and there is no compiler, or the model is too much for it."""
 
 
 class MissingPackage(BadInput):

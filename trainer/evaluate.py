@@ -14,7 +14,7 @@ from trainer import data, device
 from trainer.config import TrainConfig
 from trainer.data import Data
 from trainer.errors import BadRun
-from trainer.runs import load_run
+from trainer.runs import Weights, load_run
 from trainer.tasks import LANGUAGE, Task
 
 BATCH = 1000  # examples, of at most as many numbers as that many small pictures
@@ -117,7 +117,7 @@ class OpenRun:
     model: nn.Module
     config: TrainConfig
     data: Data
-    weights: Path
+    weights: Weights
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ class RunEvaluation:
     """An evaluation, of which weights, over which classes, of which kind of data."""
 
     evaluation: Evaluation
-    weights: Path
+    weights: Weights
     classes: tuple[str, ...]
     task: Task
 
 
 def open_run(out: Path, moved: Mapping[str, object]) -> OpenRun:
-    """The newest weights in a run's folder, and its data; `moved` are fields that differ here, such as its place.
+    """A run's model, and its data; `moved` are fields that differ here, such as its place.
 
     Raises BadRun, CorruptCheckpoint, BadData.
     """
@@ -145,11 +145,11 @@ def open_run(out: Path, moved: Mapping[str, object]) -> OpenRun:
             f"this data is {held.shape} with {', '.join(held.classes) or 'those of text'}",
             "Give the data that the run was trained on, or data of the same kind, size and classes.",
         )
-    return OpenRun(run.model.to(where).eval(), run.config, held, run.weights_path)
+    return OpenRun(run.model.to(where).eval(), run.config, held, run.weights)
 
 
 def evaluate_run(out: Path, moved: Mapping[str, object]) -> RunEvaluation:
-    """Evaluate the newest weights in a run's folder. Raises BadRun, CorruptCheckpoint, BadData."""
+    """Evaluate a run's model. Raises BadRun, CorruptCheckpoint, BadData."""
     run = open_run(out, moved)
     return RunEvaluation(evaluate(run.model, run.data), run.weights, run.data.classes, run.data.task)
 
@@ -159,7 +159,8 @@ def told(run: RunEvaluation) -> dict[str, object]:
     found, language = run.evaluation, run.task is LANGUAGE
     return {
         "task": run.task.name,
-        "weights": str(run.weights),
+        "weights": str(run.weights.path),
+        "epochs": run.weights.epochs,
         "accuracy": found.accuracy,
         "perplexity": found.perplexity if language else None,
         "bits_per_byte": found.bits_per_token if language else None,

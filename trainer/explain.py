@@ -77,6 +77,7 @@ def explain_run(
         raise BadInput(f"explanations are for images and texts by class, this data is for {run.data.task.name}")
     verdicts = judge(run.model, run.data, run.data.test)
     wrong = int((verdicts.predicted != run.data.test.targets.cpu()).sum())
+    say(f"weights {run.weights}")
     say(f"{wrong} of {len(run.data.test)} test {run.data.task.units} are taken for something else")
     chosen = worst(verdicts, run.data, count)
     if not chosen:
@@ -234,7 +235,12 @@ def _write(
                 **seen,
             )
         )
-    told = {"method": method, "weights": run.weights.name, "mistakes": [asdict(each) for each in found]}
+    told = {
+        "method": method,
+        "weights": run.weights.path.name,
+        "epochs": run.weights.epochs,
+        "mistakes": [asdict(each) for each in found],
+    }
     files.replace_json(folder / f"{method}.json", told)
     return found
 

@@ -5,7 +5,7 @@ model that knows its training data by heart. The training and the test images ha
 differ by themselves, this measures that difference too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,9 +44,10 @@ class Membership:
     others: int
 
 
-def membership_run(out: Path, moved: Mapping[str, object]) -> Membership:
+def membership_run(out: Path, moved: Mapping[str, object], say: Callable[[str], None]) -> Membership:
     """Attack a run's model; the result is membership.json too. Raises BadInput."""
     run = open_run(out, moved)
+    say(f"weights {run.weights}")
     members = judge(run.model, run.data, _some(run.data.train)).losses
     others = judge(run.model, run.data, _some(run.data.test)).losses
     found = tell_apart(members, others)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch (from 1). Losses are means; accuracy is from 0 to 1; speed and seconds are of the steps alone."""
+    """One epoch (from 1). Losses are means; accuracy is from 0 to 1; speed, seconds and use are of the steps alone."""
 
     epoch: int
     train_loss: float
@@ -26,6 +26,10 @@ class EpochRecord:
     test_accuracy: float
     images_per_s: float
     seconds: float
+    cpu_cores: float | None = None  # busy, on average
+    memory_gib: float | None = None  # the most so far
+    gpu_use: float | None = None  # from 0 to 1
+    gpu_memory_gib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,9 @@ class Board:
         self._writer.add_scalar("loss/test", record.test_loss, record.epoch)
         self._writer.add_scalar("accuracy/test", record.test_accuracy, record.epoch)
         self._writer.add_scalar("images_per_s", record.images_per_s, record.epoch)
+        for name in ("gpu_use", "gpu_memory_gib"):
+            if (value := getattr(record, name)) is not None:
+                self._writer.add_scalar(name, value, record.epoch)
         self._writer.flush()
 
     def close(self) -> None:

@@ -77,6 +77,7 @@ def attack_run(
     run = open_run(out, moved)
     if run.data.task != IMAGES:
         raise BadInput(f"attacks are on images, and this run's data is for {run.data.task.name}")
+    say(f"weights {run.weights}")
     steps = STEPS if method == "pgd" else 1
     stands = []
     for epsilon in [0.0, *epsilons]:

@@ -1,11 +1,14 @@
 """A run's folder read back: its model with its weights, made without the data.
 
 config.json says how the model was made, data.json for what data; together with the weights they are the whole model.
+A run's model is its best where it was asked to keep the best (--patience), else its last.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -14,9 +17,11 @@ from trainer import checkpoint, files, models
 from trainer.config import TrainConfig, configure, read_fields
 from trainer.data import Data
 from trainer.errors import BadRun
+from trainer.metrics import EpochRecord, best_of
 from trainer.tasks import TASKS, Shape, Task
 
 FACTS = "data.json"
+MODEL = "model.pt"
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,30 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Which of a run's weights: their file, and after how many epochs they were so, where that is known."""
+
+    path: Path
+    epochs: int | None = None
+    steps: int = 0  # of the epoch after
+
+    def __str__(self) -> str:
+        """E.g. "runs/a/best.pt, after epoch 4"."""
+        if self.epochs is None:
+            return str(self.path)
+        return f"{self.path}, after epoch {self.epochs}" + (f" and {self.steps} steps" if self.steps else "")
+
+
+@dataclass(frozen=True)
 class LoadedRun:
-    """A run's model, on the CPU, in evaluation mode, with the weights of `weights_path`."""
+    """A run's model, on the CPU, in evaluation mode."""
 
     model: nn.Module
     config: TrainConfig
     task: Task
     shape: Shape
     classes: tuple[str, ...]
-    weights_path: Path
+    weights: Weights
 
 
 def write_facts(out: Path, data: Data) -> None:
@@ -47,7 +67,7 @@ def write_facts(out: Path, data: Data) -> None:
 
 
 def load_run(out: Path, moved: Mapping[str, object] | None = None) -> LoadedRun:
-    """The newest weights in a run's folder, in their model; no data is read.
+    """A run's weights, its best or its last, in their model; no data is read.
 
     `moved` are configuration fields that differ here. Raises BadRun, CorruptCheckpoint, UnknownModel.
     """
@@ -58,20 +78,45 @@ def load_run(out: Path, moved: Mapping[str, object] | None = None) -> LoadedRun:
         hint = "Keras itself loads it: keras.models.load_model('model.keras')."
         raise BadRun(f"{out} is a run of TensorFlow's", hint)
     facts = _read_facts(out)
-    weights_path = next((out / name for name in (checkpoint.NAME, "model.pt") if (out / name).exists()), None)
-    if weights_path is None:
-        raise BadRun(f"{out} holds no weights yet", "Let it train for an epoch, or give another --out.")
-    held = checkpoint.read(weights_path)
-    held = held.get("model", held)  # a checkpoint has them under a name, model.pt is nothing else
+    weights, held = _weights(config)
     model = models.build(config.model, facts.shape, config.model_options)
     try:
         model.load_state_dict(held)
     except (RuntimeError, TypeError):
         raise BadRun(
-            f"the weights in {weights_path} are not of {config.model} with {facts.shape.classes} classes",
+            f"the weights in {weights.path} are not of {config.model} with {facts.shape.classes} classes",
             "The folder's files are of several runs, or the model's code has changed.",
         ) from None
-    return LoadedRun(model.eval(), config, TASKS[facts.shape.task], facts.shape, facts.classes, weights_path)
+    return LoadedRun(model.eval(), config, TASKS[facts.shape.task], facts.shape, facts.classes, weights)
+
+
+def weights_of_model(config: TrainConfig) -> Weights:
+    """model.pt, which the end of a run writes."""
+    return Weights(config.out / MODEL, _epochs_of_model(config))
+
+
+def _weights(config: TrainConfig) -> tuple[Weights, dict[str, Any]]:
+    """The run's weights, its best or its last. Raises BadRun, CorruptCheckpoint."""
+    names = (checkpoint.BEST, MODEL, checkpoint.NAME) if config.patience else (checkpoint.NAME, MODEL)
+    path = next((config.out / name for name in names if (config.out / name).exists()), None)
+    if path is None:
+        raise BadRun(f"{config.out} holds no weights yet", "Let it train for an epoch, or give another --out.")
+    held = checkpoint.read(path)
+    if path.name == MODEL:  # nothing but weights
+        return weights_of_model(config), held
+    return Weights(path, held.get("epoch"), held.get("step", 0)), held.get("model", {})
+
+
+def _epochs_of_model(config: TrainConfig) -> int | None:
+    """After which epoch model.pt is, as metrics.jsonl tells; None where that isn't here."""
+    try:
+        lines = (config.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [EpochRecord(**json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError):
+        return None
+    if not records:
+        return None
+    return (best_of(records) if config.patience else records[-1]).epoch
 
 
 def _read_facts(out: Path) -> Facts:

@@ -26,6 +26,20 @@ class Stepper:
     layout: torch.memory_format
     private: PrivateSteps | None = None
 
+    def rehearse(self) -> None:
+        """A backward pass for nothing, so that several processes add their gradients up in the same order at each step.
+
+        DDP learns in its first one in which order they come, and from then on exchanges them in that order. A start
+        that goes on from a checkpoint would have another first one, and with three processes or more other bits.
+        """
+        model, train, place = self.state.model, self.data.train, self.state.losses.device
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        self._loss(train.inputs[:2].to(place), train.targets[:2].to(place)).backward()  # type: ignore[no-untyped-call]
+        for parameter in model.parameters():
+            parameter.grad = None
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
     def take(self, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
         """One update from this process's share of a batch of `count`. Returns the mean loss of the whole batch."""
         config, state, parameters = self.config, self.state, self.state.optimiser.parameters

@@ -2,7 +2,7 @@
 
 Unless more is asked for, the arithmetic is that of the plain PyTorch script (ToTensor, Normalize, a reshuffled
 DataLoader, SGD), step by step; only the overhead around it is gone: one tensor as it is stored instead of a picture at
-a time, one fused kernel for the update.
+a time, one fused kernel for the update, and on a CPU LeNet's own convolutions (kernels.py).
 """
 
 import math
@@ -18,7 +18,21 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from trainer import augment, checkpoint, data, device, distributed, files, models, optim, runs, telling, tracing
+from trainer import (
+    augment,
+    checkpoint,
+    compiling,
+    data,
+    device,
+    distributed,
+    files,
+    models,
+    optim,
+    runs,
+    telling,
+    tracing,
+    usage,
+)
 from trainer.average import Average
 from trainer.checkpoint import State
 from trainer.config import TrainConfig
@@ -33,14 +47,14 @@ from trainer.progress import Progress, Report
 from trainer.step import Stepper
 from trainer.stopping import StopSignals
 from trainer.tracing import Tracer
+from trainer.usage import Meter
 
 CHECK_STEPS = 100  # between looks at the losses: each look waits for the device, so not every step
 
 WHITENED = 5000  # images: more change nothing
-BEST = "best.pt"  # with --patience: the weights of the best epoch so far
 
 WRITTEN = (
-    *("config.json", runs.FACTS, "metrics.jsonl", "model.pt", BEST, "summary.json", tracing.NAME),
+    *("config.json", runs.FACTS, "metrics.jsonl", "model.pt", checkpoint.BEST, "summary.json", tracing.NAME),
     *("report.html", "robustness.json", "membership.json"),
     *(checkpoint.NAME, checkpoint.PREVIOUS),
 )
@@ -55,6 +69,7 @@ class Run:
     state: State
     world: World
     stepper: Stepper
+    meter: Meter
     board: Board
     progress: Progress
     stop: StopSignals
@@ -106,6 +121,8 @@ def train_together(
     model = models.build(config.model, held.shape, config.model_options).to(where).to(memory_format=layout)
     if whiten := getattr(model, "whiten", None):  # a first layer that is made from the data
         whiten(held.task.prepare(held.train.inputs[:WHITENED].to(where)))
+    if quicken := getattr(model, "quicken", None):  # kernels of its own
+        quicken(config, where, say)
     forward = distributed.wrap(world, model, shard=config.shard)
     state = State(
         model=model,
@@ -115,8 +132,10 @@ def train_together(
         losses=torch.zeros(batches, device=where),
     )
     private = PrivateSteps(state, config, len(held.train), world) if config.private_noise else None
-    called = torch.compile(forward) if config.compile else forward
+    called = compiling.compiled(forward) if config.compile else forward
     stepper = Stepper(config, held, state, world, called, layout, private)
+    if not (world.alone or config.shard or private):
+        stepper.rehearse()
     for line in telling.header(config, held, state, where, world):
         say(line)
 
@@ -125,14 +144,21 @@ def train_together(
     if world.leads:
         prepare_folder(config)
     distributed.wait_for_all(world)
+    with writing(config.out):
+        for name in (checkpoint.NAME, checkpoint.BEST):
+            distributed.share_file(world, config.out / name, where)
     if (config.out / checkpoint.NAME).exists():
         checkpoint.restore(config.out, state, config, held.fingerprint)
+        if config.patience:
+            checkpoint.check_best(config.out, state.records)
         say(f"resumed from {config.out / checkpoint.NAME}: {telling.position(config, state)} done")
-    run = Run(config, held, state, world, stepper, board, progress, stop, say)
+    meter = Meter(device.smi_name(where) if world.leads else "")
+    run = Run(config, held, state, world, stepper, meter, board, progress, stop, say)
     if world.leads:
         with writing(config.out):
             files.replace_json(config.out / "config.json", config.model_dump(mode="json"))
             runs.write_facts(config.out, held)
+            usage.record_price(config.out)
             write_metrics(config.out, state.records)
 
     # ---- the epochs
@@ -141,13 +167,15 @@ def train_together(
     try:
         stop_if_asked(run)
         while not has_ended(run):
-            take_steps(run, tracer)
+            with compiling.failures_told():
+                take_steps(run, tracer)
             say(epoch_line(end_epoch(run), config.epochs, held.task.units))
             if private:
                 say(private.line(state.epoch * batches))
             stop_if_asked(run)
     finally:
         run.board.close()
+        run.meter.close()
         tracer.close()
 
     # ---- the results
@@ -157,7 +185,7 @@ def train_together(
     if world.leads:
         with writing(config.out):
             if config.patience:
-                weights = checkpoint.read(config.out / BEST)
+                weights = checkpoint.read(config.out / checkpoint.BEST)["model"]
             files.replace(config.out / "model.pt", lambda file: torch.save(weights, file))
             files.replace_json(config.out / "summary.json", asdict(summary))
         write_report(run)
@@ -176,6 +204,7 @@ def take_steps(run: Run, tracer: Tracer) -> None:
     if run.stepper.private:
         picks = run.stepper.private.picks(range(state.epoch * batches + state.step, (state.epoch + 1) * batches))
     shares = [world.share(pick) for pick in picks]
+    run.meter.take()  # what was before isn't of the steps
     checked, started = state.step, time.perf_counter() - state.seconds
     batch = feed.batches(split, shares, state.losses.device, stream=config.stream)
     for pick, (inputs, targets) in zip(picks, batch, strict=True):
@@ -198,7 +227,7 @@ def take_steps(run: Run, tracer: Tracer) -> None:
 
 def end_epoch(run: Run) -> EpochRecord:
     """Evaluate, keep, and turn to the next epoch. Raises Diverged."""
-    config, state = run.config, run.state
+    config, state, use = run.config, run.state, run.meter.take()
     run.progress.write(telling.report(config, state, "evaluating"))
     with state.average.in_place() if state.average else nullcontext(), state.precision.cast():
         found = evaluate(state.model, run.data)
@@ -212,6 +241,7 @@ def end_epoch(run: Run) -> EpochRecord:
         test_accuracy=accuracy,
         images_per_s=round(run.data.train.count / state.seconds, 1),
         seconds=round(state.seconds, 3),
+        **asdict(use),
     )
     state.records.append(record)
     state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
@@ -219,7 +249,7 @@ def end_epoch(run: Run) -> EpochRecord:
         weights = checkpoint.tested_weights(state)
         if run.world.leads:
             with writing(config.out):
-                files.replace(config.out / BEST, lambda file: torch.save(weights, file))
+                checkpoint.save_best(config.out, weights, record.epoch)
     if state.epoch % config.checkpoint_epochs == 0 or has_ended(run):
         save(run)
     if run.world.leads:
@@ -285,7 +315,7 @@ def write_report(run: Run) -> None:
         model = models.build(run.config.model, run.data.shape, run.config.model_options)
         model.load_state_dict(checkpoint.read(run.config.out / "model.pt"))
         model = model.to(run.state.losses.device).eval()
-        report.write(OpenRun(model, run.config, run.data, run.config.out / "model.pt"))
+        report.write(OpenRun(model, run.config, run.data, runs.weights_of_model(run.config)))
     except Exception as error:
         run.say(f"note: no report could be made: {error}")
 

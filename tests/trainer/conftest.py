@@ -1,11 +1,14 @@
 """One cache and one finished digits run for all tests; a small folder of images."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from trainer_runs import Outcome, picture
 
+from tests import system
 from trainer.cli import main
 
 
@@ -47,6 +50,22 @@ def exports(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = "safetensors,torch,onnx,int8"
     assert main(["export", "--out", str(digits_run), "--folder", str(folder), "--to", kinds, "--to", "edge"]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")  # while it is open, its thread has a loop: no asyncio.run there
+def browser():
+    """Headless Chromium: the system's own; installed where we are root on Debian or Ubuntu, else a skip."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium-browser", "google-chrome", "chrome")
+    found = next(filter(None, map(shutil.which, names)), None) or system.find("chromium", "chromium")
+    if found is None:
+        pytest.skip("no Chromium here, and it can't be installed: not root, or no apt-get")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        started = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield started
+        started.close()
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from trainer import keras_lenet
 from trainer.config import configure
 from trainer.data import digits
 from trainer.errors import TrainerError
+from trainer.keras import lenet, train
 from trainer.stopping import StopSignals
 
 
@@ -21,7 +21,7 @@ def weights(out: Path) -> str:
 
 
 def settings(out: Path, **more: object) -> object:
-    return configure({"framework": "tensorflow", "out": out, "limit": 400, "epochs": 3, "seed": 5, **more})
+    return configure({"framework": "tensorflow", "out": out, "limit": 200, "epochs": 3, "seed": 5, **more})
 
 
 def main(folder: Path) -> dict[str, object]:
@@ -30,18 +30,18 @@ def main(folder: Path) -> dict[str, object]:
 
     found: dict[str, object] = {}
     lines: list[str] = []
-    whole = configure({"framework": "tensorflow", "out": folder / "whole", "epochs": 8})
-    found["summary"] = keras_lenet.train(whole, say=lines.append)
+    whole = configure({"framework": "tensorflow", "out": folder / "whole", "epochs": 5})
+    found["summary"] = train.train(whole, say=lines.append)
     found["lines"] = lines
 
     import keras
 
     model = keras.models.load_model(folder / "whole/model.keras")
     arrays = digits.read(whole, Path(sys.argv[2]), print)
-    images, labels = keras_lenet.batch(arrays, slice(arrays.train_count, None))
+    images, labels = lenet.batch(arrays, slice(arrays.train_count, None))
     found["reloaded"] = float((np.argmax(model(images), axis=1) == labels).mean())
 
-    keras_lenet.train(settings(folder / "straight"), say=print)
+    train.train(settings(folder / "straight"), say=print)
     stop, said = StopSignals(), []
 
     def stop_in_the_third_epoch(line: str) -> None:
@@ -50,10 +50,10 @@ def main(folder: Path) -> dict[str, object]:
             stop.asked = 15
 
     try:
-        keras_lenet.train(settings(folder / "stopped"), stop, say=stop_in_the_third_epoch)
+        train.train(settings(folder / "stopped"), stop, say=stop_in_the_third_epoch)
     except TrainerError as error:
         found["stopped"] = [str(error), error.exit_code]
-    keras_lenet.train(settings(folder / "stopped"), say=said.append)
+    train.train(settings(folder / "stopped"), say=said.append)
     found["said"] = said
     found["weights"] = [weights(folder / "straight"), weights(folder / "stopped")]
     found["metrics"] = [
@@ -62,9 +62,10 @@ def main(folder: Path) -> dict[str, object]:
     ]
     for name, more in (("other", {"lr": 0.5}), ("diverged", {"lr": 1e30, "resume": False})):
         try:
-            keras_lenet.train(settings(folder / "stopped", **more), say=print)
+            train.train(settings(folder / "stopped", **more), say=print)
         except TrainerError as error:
             found[name] = [str(error), error.exit_code]
+    found["imported"] = [name for name in ("torch", "torchvision") if name in sys.modules]
     return found
 
 

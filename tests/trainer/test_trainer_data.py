@@ -1,5 +1,8 @@
+import hashlib
 import pickle
+import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from trainer_runs import picture
 
 from trainer import cache, data, decode
 from trainer.config import DATA, PLACES, configure
-from trainer.data import feed, folder
+from trainer.data import cifar10, feed, folder
 from trainer.errors import BadData, DownloadFailed, UnreadableImage
 from trainer.folder import IMAGES, list_files
 from trainer.tasks import normalised
@@ -242,9 +245,7 @@ def test_a_full_disk_is_said_and_survived(images, load, monkeypatch):
 
 @pytest.fixture
 def fake_cifar10(tmp_path, monkeypatch):
-    """Five batches of 4 images and one for testing, in torchvision's own layout, with the checksums of these."""
-    import hashlib
-
+    """Five batches of 4 images and one for testing, as they are published, with the checksums of these."""
     from torchvision.datasets import CIFAR10
 
     folder = tmp_path / "root" / "cifar-10-batches-py"
@@ -262,6 +263,7 @@ def fake_cifar10(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch(9))])
     meta = write("batches.meta", {"label_names": [f"class{i}" for i in range(10)]})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    monkeypatch.setattr(cifar10, "MD5", dict([*CIFAR10.train_list, *CIFAR10.test_list, meta]))
     return tmp_path / "root"
 
 
@@ -273,14 +275,30 @@ def test_cifar10_is_read_as_torchvision_reads_it_and_then_cached(fake_cifar10, l
     assert np.array_equal(ours.train.inputs.permute(0, 2, 3, 1).numpy(), theirs.data)
     assert ours.train.targets.tolist() == theirs.targets
     assert (len(ours.train), len(ours.test), ours.classes[3]) == (20, 4, "class3")
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # from here on an import of it fails
+    monkeypatch.setattr(cifar10, "_contents", None)  # from here on reading it fails
     assert torch.equal(load("cifar10", data_root=fake_cifar10).train.inputs, ours.train.inputs)
 
 
-def test_a_failed_download_says_how_to_get_cifar10(tmp_path, load, monkeypatch):
-    from torchvision.datasets import CIFAR10
+@pytest.mark.parametrize("damage", ["altered", "missing", "all of it"])
+def test_cifar10_is_taken_from_its_archive_where_a_file_is_not_the_published_one(
+    fake_cifar10, load, monkeypatch, damage
+):
+    folder, archive = fake_cifar10 / cifar10.FOLDER, fake_cifar10 / cifar10.ARCHIVE
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, cifar10.FOLDER)
+    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nothing listens there
+    if damage == "all of it":
+        shutil.rmtree(folder)
+    elif damage == "missing":
+        (folder / "data_batch_3").unlink()
+    else:
+        (folder / "data_batch_3").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")  # a pickle that would run a program
+    assert load("cifar10", data_root=fake_cifar10).train.targets[::4].tolist() == [1, 2, 3, 4, 5]
 
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nothing listens there
+
+def test_a_failed_download_says_how_to_get_cifar10(tmp_path, load, monkeypatch):
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nothing listens there
     with pytest.raises(DownloadFailed) as caught:
         load("cifar10", data_root=tmp_path / "none")
     assert "cannot get CIFAR-10" in str(caught.value)

@@ -155,7 +155,7 @@ def copied(digits_run, tmp_path):
 def test_either_file_of_weights_will_do(copied):
     (copied / "checkpoint.pt").unlink()
     (copied / "previous.pt").unlink()
-    assert load_run(copied).weights_path == copied / "model.pt"
+    assert load_run(copied).weights.path == copied / "model.pt"
     (copied / "model.pt").unlink()
     with pytest.raises(BadRun, match="no weights yet"):
         load_run(copied)

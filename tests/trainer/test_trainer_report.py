@@ -2,15 +2,14 @@
 
 import base64
 import json
-import os
 import re
 import shutil
 
 import pytest
 import torch
+from browsing import violations
 from torch import nn
 
-from tests import system
 from trainer import files, report, runs
 from trainer.config import configure
 from trainer.data import Data, Split
@@ -28,22 +27,6 @@ HOSTILE = (
     "a-very-long-class-name-without-any-space-in-it-" * 6,
     "many words make a name that is long as well " * 6,
 )
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium: the system's own; installed where we are root on Debian or Ubuntu, else a skip."""
-    from playwright.sync_api import sync_playwright
-
-    names = ("chromium-browser", "google-chrome", "chrome")
-    found = next(filter(None, map(shutil.which, names)), None) or system.find("chromium", "chromium")
-    if found is None:
-        pytest.skip("no Chromium here, and it can't be installed: not root, or no apt-get")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = playwright.chromium.launch(executable_path=found, args=arguments)
-        yield started
-        started.close()
 
 
 @pytest.fixture
@@ -93,19 +76,9 @@ def made_up(tmp_path):
         if summary is not None:
             files.replace_json(config.out / "summary.json", summary)
         model = Brightness(len(classes)).eval()
-        return report.write(OpenRun(model, config, held, config.out / "model.pt"))
+        return report.write(OpenRun(model, config, held, runs.Weights(config.out / "model.pt")))
 
     return make
-
-
-def violations(page):
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
-    return [
-        f"{each['id']}: {each['help']}: {[node['html'][:200] for node in each['nodes'][:3]]}"
-        for each in found.response["violations"]
-    ]
 
 
 # ---- the report of a real run
@@ -167,14 +140,14 @@ def test_it_is_made_anew_with_what_other_commands_found_and_what_it_cost(run, di
     folder = shutil.copytree(digits_run, tmp_path / "run")
     run("attack", "--out", folder, "--method", "fgsm", "--epsilon", "4/255")
     run("membership", "--out", folder)
-    files.replace_json(folder / "price.json", {"per_hour": 36.0, "currency": "CNY"})
+    files.replace_json(folder / "price.json", {"per_hour": 36.0, "currency": "CNY", "machine": "a large one"})
     outcome = run("report", "--out", folder)
     assert outcome.code == 0 and str(folder / "report.html") in outcome.out
     text = open_page(folder / "report.html").inner_text("main")
     seconds = json.loads((folder / "summary.json").read_text())["seconds"]
     assert "Accuracy under FGSM, one step" in text and "4/255" in text
     assert "area under the curve of 0." in text
-    assert f"{seconds / 100:,.2f} CNY for the steps, at 36.00 an hour" in text
+    assert f"{seconds / 100:,.2f} CNY for the steps, at 36.00 an hour of a large one" in text
 
     weights = torch.load(folder / "model.pt")
     weights["fc3.bias"] += 1  # as if the run had gone on
@@ -247,12 +220,12 @@ def test_what_is_missing_is_left_out_and_what_is_no_number_is_not_drawn(made_up)
     records = [
         {"epoch": 1, "train_loss": float("nan"), "test_loss": 2.0, "test_accuracy": 0.1, "seconds": 1},
         {"epoch": 2, "train_loss": 1.5, "test_loss": float("inf"), "test_accuracy": 0.2, "images_per_s": 12},
-        {"epoch": 3, "train_loss": 1.0, "test_loss": 1.0, "test_accuracy": None, "gpu_use": 0.5},
+        {"epoch": 3, "train_loss": 1.0, "test_loss": 1.0, "test_accuracy": None, "gpu_use": 0.5, "seconds": 3},
     ]  # fmt: skip
     text = made_up(("a", "b"), records).read_text()
     body = re.sub(r"base64,[^\"]*", "", text.partition("</head>")[2])
     assert not re.search(r"\b(nan|NaN|inf|None|null)\b", body.replace("null</td>", ""))  # null: an option not given
-    assert "GPU use" in body and "The machine and the versions" not in body and "<h2>Cost" not in body
+    assert "GPU use" in body and "50.0\u00a0%" in body and "GPU memory" not in body and "<h2>Cost" not in body
 
 
 # ---- the parts

@@ -1,13 +1,11 @@
 """Serving, by real requests to a real server: alone, under a load of good and bad ones, and while it is stopped."""
 
 import asyncio
-import contextlib
 import html.parser
 import http.client
 import json
 import re
 import shutil
-import signal
 import socket
 import threading
 import time
@@ -21,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
+from browsing import violations
 from exported_runs import digits, logits_of, png, without
 from PIL import Image
+from served_models import Client, serving
 from trainer_runs import ROOT, Outcome, start
 
 from trainer.errors import BadExport
@@ -37,38 +36,13 @@ Run = Callable[..., Outcome]
 HUGE = 5000  # pixels a side: 25 million in 25 kB
 
 
-class Client:
-    """Requests to a server on this computer."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def __call__(self, method: str, path: str, body: bytes | None = None) -> tuple[int, str, bytes]:
-        """Status, kind and content of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body)
-            response = connection.getresponse()
-            return response.status, response.headers.get_content_type(), response.read()
-        finally:
-            connection.close()
-
-    def predict(self, body: bytes, query: str = "") -> tuple[int, dict]:
-        status, kind, content = self("POST", f"/predict{query}", body)
-        assert kind == "application/json"
-        return status, json.loads(content)
-
-    def metric(self, name: str) -> float:
-        page = self("GET", "/metrics")[2].decode()
-        return float(re.search(rf"^trainer_{re.escape(name)} (\S+)$", page, re.M)[1])
-
-
 class Server:
     """`trainer serve` as a process of its own."""
 
     def __init__(self, out: Path, *more: object, env: dict[str, str] | None = None) -> None:
         self.process = start("serve", "--out", out, "--port", 0, *more, **(env or {}))
         self.lines: list[str] = []
+        self.told = False
         while "serving on" not in "".join(self.lines):
             line = self.process.stdout.readline()
             assert line, self.process.communicate()[1]
@@ -79,9 +53,14 @@ class Server:
     def __enter__(self) -> "Server":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+    def stop(self) -> None:
+        """Tell it to end, once: a second signal may come after it has put the handlers back."""
+        if not self.told:
+            self.told = True
             self.process.terminate()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
         self.out, self.err = self.process.communicate(timeout=90)
         assert self.process.returncode == 0, self.err
 
@@ -92,30 +71,19 @@ def served(digits_run: Path) -> Iterator[Client]:
         yield server.client
 
 
-@contextlib.contextmanager
-def serving(limits: app.Limits, **changes: object) -> Iterator[Client]:
-    """A server in this process, whose model says class 1 of everything, or what the test says."""
-    fake = Served(
+def fake(**changes: object) -> Served:
+    """A model that says class 1 of everything, or what the test says."""
+    always = Served(
         name="fake",
         task="image classification",
         classes=("a", "b"),
         accuracy=None,
+        weights="model.pt",
         where="here",
         example=lambda data: np.frombuffer(data[:1], np.uint8),
         logits=lambda batch: np.tile(np.float32([0, 1]), (len(batch), 1)),
     )
-    fake = replace(fake, **changes)
-    service = app.Service(fake, Batcher(fake.logits, 8, 0.001), limits)
-    server = uvicorn.Server(uvicorn.Config(service.app(), log_level="critical"))
-    with listen("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield Client(listener.getsockname()[1])
-        finally:
-            server.should_exit = True
-            thread.join(timeout=60)
-            assert not thread.is_alive()
+    return replace(always, **changes)
 
 
 def test_it_says_what_the_model_says(served: Client, digits_run: Path) -> None:
@@ -230,7 +198,7 @@ def test_the_metrics_are_in_prometheus_format(served: Client) -> None:
 def test_health_names_the_model(served: Client) -> None:
     found = json.loads(served("GET", "/health")[2])
     assert found["status"] == "ok" and found["model"] == "lenet" and found["classes"] == list("0123456789")
-    assert found["accuracy"] > 0.95 and found["runs_on"] == "PyTorch"
+    assert found["accuracy"] > 0.95 and found["runs_on"] == "PyTorch" and found["weights"].startswith("checkpoint.pt, ")
 
 
 def test_the_page_loads_nothing_and_each_field_has_its_label(served: Client) -> None:
@@ -254,13 +222,44 @@ def test_the_page_loads_nothing_and_each_field_has_its_label(served: Client) -> 
     assert any(attributes.get("aria-live") == "polite" for _, attributes in tags)
 
 
+def test_in_a_browser_a_picture_is_told_and_everyone_can_use_the_page(served: Client, tmp_path: Path, browser) -> None:
+    """Chosen as a person does it; with nothing loaded from elsewhere, and no complaint of the page's own policy."""
+    images, _ = digits()
+    (tmp_path / "digit.png").write_bytes(png(images[7]))
+    expected = served.predict(png(images[7]))[1]["class"]
+    context = browser.new_context()
+    page = context.new_page()
+    fetched, said = [], []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    address = f"http://127.0.0.1:{served.port}/"
+    page.goto(address)
+    page.get_by_text("lenet for image classification, 10 classes").wait_for()
+    assert violations(page) == []
+    page.get_by_role("button", name="What is it?").click()
+    page.get_by_text("Choose a file first.").wait_for()
+    page.get_by_label("A picture (choose, drop or paste it)").set_input_files(tmp_path / "digit.png")
+    page.get_by_role("table").wait_for()
+    assert page.get_by_role("status").inner_text().startswith(f"{expected} (")
+    assert page.locator("tbody th").all_inner_texts()[0] == expected and page.locator("tbody tr").count() == 10
+    assert page.locator("#shown").evaluate("each => each.decode().then(() => each.naturalWidth)") == 32
+    assert violations(page) == []
+    (tmp_path / "text.txt").write_text("hello")
+    page.get_by_label("A picture (choose, drop or paste it)").set_input_files(tmp_path / "text.txt")
+    page.get_by_text("this is no picture of a known format").wait_for()
+    assert all(url.startswith((address, f"blob:{address}")) for url in fetched)
+    assert [line for line in said if "400" not in line] == []  # the browser itself notes the one refusal
+    context.close()
+
+
 def test_a_stop_finishes_what_is_in_hand(digits_run: Path, eventually: Callable) -> None:
     images, _ = digits()
     expected = [str(each) for each in logits_of(digits_run, images[:10]).argmax(1)]
     with Server(digits_run, "--batch-ms", 2000) as server, ThreadPoolExecutor(10) as pool:
         answers = [pool.submit(server.client.predict, png(image)) for image in images[:10]]
         eventually(lambda: server.client.metric("in_hand") == 10)
-        server.process.send_signal(signal.SIGTERM)
+        server.stop()
         assert [each.result()[0] for each in answers] == [200] * 10
         assert [each.result()[1]["class"] for each in answers] == expected
     assert "10 with a prediction" in server.out
@@ -300,7 +299,7 @@ def test_a_model_that_fails_fails_that_request_alone() -> None:
             raise RuntimeError("no such number")
         return np.tile(np.float32([0, 1]), (len(batch), 1))
 
-    with serving(app.Limits(), logits=logits) as client:
+    with serving(fake(logits=logits), app.Limits()) as client:
         assert client.predict(b"a")[0] == 200
         status, answer = client.predict(b"!")
         assert status == 500 and "failed on this input" in answer["error"] and "number" not in str(answer)
@@ -308,7 +307,7 @@ def test_a_model_that_fails_fails_that_request_alone() -> None:
 
 
 def test_a_sender_that_dawdles_is_told_and_left() -> None:
-    with serving(app.Limits(body_s=0.3)) as client:
+    with serving(fake(), app.Limits(body_s=0.3)) as client:
         with socket.create_connection(("127.0.0.1", client.port), timeout=30) as slow:
             slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
             said = b""
@@ -319,7 +318,7 @@ def test_a_sender_that_dawdles_is_told_and_left() -> None:
 
 
 def test_a_sender_that_goes_away_hurts_nobody(eventually: Callable) -> None:
-    with serving(app.Limits()) as client:
+    with serving(fake(), app.Limits()) as client:
         for _ in range(5):
             with socket.create_connection(("127.0.0.1", client.port), timeout=30) as gone:
                 gone.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
@@ -334,7 +333,7 @@ def test_more_than_it_can_hold_are_told_to_come_again() -> None:
         release.wait(30)
         return np.frombuffer(data[:1], np.uint8)
 
-    with serving(app.Limits(at_once=3), example=example) as client, ThreadPoolExecutor(3) as pool:
+    with serving(fake(example=example), app.Limits(at_once=3)) as client, ThreadPoolExecutor(3) as pool:
         held = [pool.submit(client.predict, b"a") for _ in range(3)]
         try:
             deadline = time.monotonic() + 30
@@ -362,5 +361,7 @@ def test_a_batch_is_no_larger_than_allowed_and_each_gets_its_own_answer() -> Non
         await batcher.stop()
         return answers
 
-    assert [float(each[0]) for each in asyncio.run(ask())] == [2.0 * at for at in range(30)]
+    with ThreadPoolExecutor(1) as elsewhere:  # the browser has a loop in this thread
+        answers = elsewhere.submit(lambda: asyncio.run(ask())).result()
+    assert [float(each[0]) for each in answers] == [2.0 * at for at in range(30)]
     assert sum(sizes) == 30 and max(sizes) == 8 and len(sizes) == 4

@@ -1,14 +1,19 @@
 """Text: how it is cut, by which file it is told apart, and what a language model makes of it."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from browsing import violations
+from exported_runs import python, without
+from served_models import serving
 
 from trainer import data
 from trainer.config import configure
 from trainer.data import stdlib
 from trainer.errors import BadData
+from trainer.serving import app, model
 
 CPU = torch.device("cpu")
 
@@ -115,6 +120,84 @@ def test_only_a_language_model_goes_on_with_a_text(digits_run, run):
     outcome = run("generate", "--out", digits_run)
     assert outcome.code == 2
     assert "is for image classification: it tells no text" in outcome.err
+
+
+@pytest.fixture(scope="module")
+def bundle(squares, tmp_path_factory):
+    """The same as a folder that runs on ONNX Runtime alone."""
+    from trainer.cli import main
+
+    folder = tmp_path_factory.mktemp("bundle")
+    assert main(["export", "--out", str(squares), "--to", "edge", "--folder", str(folder)]) == 0
+    return folder / "edge"
+
+
+def test_it_goes_on_in_a_bundle_without_torch_as_it_does_here(squares, bundle, run, tmp_path):
+    arguments = ("--prompt", "one two ", "--length", 40, "--temperature", 1, "--seed", 3)
+    here = run("generate", "--out", squares, *arguments)
+    there = python("predict.py", *arguments, cwd=bundle, env=without(tmp_path, "torch"))
+    assert (there.stdout, there.stderr) == (here.out, "")
+    assert here.err.startswith("weights ") and "after epoch 6" in here.err
+    wrong = python("predict.py", "README.md", cwd=bundle, env=without(tmp_path / "2", "torch"))
+    assert wrong.returncode == 2 and "give it one with --prompt" in wrong.stderr
+    assert '--prompt "The "' in (bundle / "README.md").read_text()
+
+
+@pytest.mark.parametrize("of", ["squares", "bundle"])
+def test_a_language_model_is_served_and_goes_on_with_each_prompt(of, request, squares, run):
+    folder = request.getfixturevalue(of)
+    with serving(model.load(folder, "cpu", 1, 1000), app.Limits(length=60)) as client:
+        whole = client.post("/generate", {"prompt": "one two ", "length": 26, "temperature": 0})
+        assert whole[0] == 200 and whole[1]["text"] == "one two three four five six seven "
+        asks = [{"prompt": "one ", "length": 30, "temperature": 2, "seed": seed} for seed in (1, 2, 1)]
+        with ThreadPoolExecutor(3) as pool:  # together, and each as if it were alone
+            told = [each[1]["text"] for each in pool.map(lambda ask: client.post("/generate", ask), asks)]
+        assert told[0] == told[2] != told[1]
+        printed = run("generate", "--out", squares, "--prompt", "one ", "--length", 30, "--temperature", 2, "--seed", 1)
+        assert printed.out == told[0] + "\n"
+        assert client.metric("predictions_total") == 26 + 3 * 30
+        for ask, word in (
+            ({"prompt": "a", "length": 61}, "length 61 is more than 60 bytes"),
+            ({"length": 0}, "length: "),
+            ({"prompt": 7}, "prompt: "),
+            ({"temperature": -1}, "temperature: "),
+            ({"seed": "x"}, "seed: "),
+            ({"promt": "a"}, "promt: "),
+            ("one two", "the body: "),
+        ):
+            status, answer = client.post("/generate", ask)
+            assert (status == 400 and word in answer["error"] and "Send JSON" in answer["hint"]) or "61" in word, answer
+        assert client.post("/predict", {})[0] == 404
+        assert "POST /generate" in client.post("/predict", {})[1]["hint"]
+        health = json.loads(client("GET", "/health")[2])
+        assert (health["task"], health["classes"], health["accuracy"]) == ("language modelling", [], None)
+
+
+def test_in_a_browser_a_text_is_gone_on_with(squares, browser):
+    with serving(model.load(squares, "cpu", 1, 1000), app.Limits()) as client:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{client.port}/")
+        page.get_by_label("What the text begins with").fill("one two ")
+        page.get_by_role("button", name="Go on").click()
+        page.get_by_text("It goes on:").wait_for()
+        assert page.locator("#written").inner_text().startswith("one two ")
+        assert len(page.locator("#written").text_content()) == 308
+        assert violations(page) == []
+        context.close()
+
+
+def test_a_text_is_told_by_its_class(tmp_path, run):
+    for name, letter in (("long", b"l"), ("short", b"s")):
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        for at in range(20):
+            (tmp_path / "texts" / name / f"{at}.txt").write_bytes(letter * (at + 3))
+    recipe = ("--context", 16, "--epochs", 8, "--batch-size", 4, "--model-options", "width=16")
+    assert run("train", "--data", f"textfolder:{tmp_path / 'texts'}", *recipe, "--out", tmp_path / "run").code == 0
+    with serving(model.load(tmp_path / "run", "cpu", 1, 1000)) as client:
+        assert client.predict(b"lllll")[1]["class"] == "long" and client.predict(b"ssss")[1]["class"] == "short"
+        status, answer = client.predict(b"l\0l")
+        assert status == 400 and "no text" in answer["error"]
 
 
 def test_perplexity_and_bits_a_byte_are_told_and_no_confusion_of_bytes(squares, run):

@@ -1,24 +1,30 @@
-"""The data sets, one small file each: where it is, how it is read, and for which task.
+"""The data sets, one small file each: where it is, how it is read, and for which task. Reading them needs no torch.
 
 Each file has its TASK and `read(config, root, say)`, which returns arrays: memory-mapped from the cache under `root`
 where they were decoded before. A new data set is one such file and a line in SOURCES (and its name in config.py).
 """
+
+from __future__ import annotations
 
 import mmap
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from trainer import cache
 from trainer.cache import Arrays
 from trainer.config import TrainConfig
 from trainer.errors import BadData
-from trainer.tasks import LANGUAGE, TASKS, Shape, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trainer.tasks import Shape, Task
 
 Say = Callable[[str], None]
 
@@ -51,7 +57,7 @@ class Split:
         """Answers asked for: one each image, text or recording, one each byte where the next is told."""
         return self.targets.numel()
 
-    def to(self, device: torch.device) -> "Split":
+    def to(self, device: torch.device) -> Split:
         """The same on `device`."""
         return Split(self.inputs.to(device), self.targets.to(device))
 
@@ -69,14 +75,21 @@ class Data:
     shape: Shape
 
 
+def read(config: TrainConfig, say: Say) -> tuple[Arrays, str]:
+    """The arrays that `config` asks for, and their task's name. Raises BadData."""
+    source = import_module(SOURCES[config.data.partition(":")[0]])
+    return source.read(config, config.cache_dir or cache.default_root(), say), source.TASK
+
+
 def load(config: TrainConfig, device: torch.device, say: Say) -> Data:
     """The data that `config` asks for, cut to `limit` training examples, on `device` or to be streamed to it.
 
     Raises BadData.
     """
-    source = import_module(SOURCES[config.data.partition(":")[0]])
-    arrays: Arrays = source.read(config, config.cache_dir or cache.default_root(), say)
-    task = TASKS[source.TASK]
+    from trainer.tasks import LANGUAGE, TASKS, Shape
+
+    arrays, name = read(config, say)
+    task = TASKS[name]
     train, test = _windows(arrays, config.context) if task is LANGUAGE else _examples(arrays)
     train = Split(train.inputs[: config.limit], train.targets[: config.limit])
     if config.stream:
@@ -88,7 +101,7 @@ def load(config: TrainConfig, device: torch.device, say: Say) -> Data:
         classes=arrays.classes,
         train=train,
         test=test,
-        fingerprint=_fingerprint(arrays),
+        fingerprint=fingerprint(arrays),
         task=task,
         shape=Shape(
             task=task.name,
@@ -101,12 +114,16 @@ def load(config: TrainConfig, device: torch.device, say: Say) -> Data:
 
 
 def _examples(arrays: Arrays) -> tuple[Split, Split]:
+    import torch
+
     inputs, targets, cut = torch.from_numpy(arrays.inputs), torch.from_numpy(arrays.targets), arrays.train_count
     return Split(inputs[:cut], targets[:cut]), Split(inputs[cut:], targets[cut:])
 
 
 def _windows(arrays: Arrays, length: int) -> tuple[Split, Split]:
     """Windows that follow on one another, and as targets the same text one byte on; both are views of the one text."""
+    import torch
+
     text, splits = torch.from_numpy(arrays.inputs), []
     for part in (text[: arrays.train_count], text[arrays.train_count :]):
         count = (len(part) - 1) // length
@@ -126,7 +143,7 @@ def _read_at_random(arrays: Arrays) -> None:
         mapped.madvise(mmap.MADV_RANDOM)
 
 
-def _fingerprint(arrays: Arrays) -> str:
+def fingerprint(arrays: Arrays) -> str:
     """Of all targets and each 64th example: enough to tell, and 2 ms for CIFAR-10."""
     inputs = zlib.crc32(np.ascontiguousarray(arrays.inputs[::64]).tobytes())
     count = len(arrays.inputs)

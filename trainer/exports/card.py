@@ -100,8 +100,9 @@ def trained_as(out: Path, run: LoadedRun) -> dict[str, object]:
     """The run in a few words, enough to find it again and to repeat it."""
     return {
         "folder": out.absolute().name,
-        "weights": run.weights_path.name,
-        "weights_sha256": hashlib.sha256(run.weights_path.read_bytes()).hexdigest(),
+        "weights": run.weights.path.name,
+        "epochs": run.weights.epochs,
+        "weights_sha256": hashlib.sha256(run.weights.path.read_bytes()).hexdigest(),
         "config": run.config.model_dump(mode="json"),
     }
 

@@ -5,8 +5,13 @@ of a text, or int16 sound), and gives logits: what the training did to its input
 forgotten.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
+from trainer.exports.predict import Array
+from trainer.runs import LoadedRun
 from trainer.tasks import IMAGES, Task
 
 
@@ -23,3 +28,14 @@ class Deployed(nn.Module):
         stored = examples.permute(0, 3, 1, 2) if self.task is IMAGES else examples
         logits: Tensor = self.model(self.task.prepare(stored))
         return logits
+
+
+def logits_of(run: LoadedRun, where: torch.device) -> Callable[[Array], Array]:
+    """A run's model as a function of numpy's arrays, on the device."""
+    module = Deployed(run.model, run.task).eval().to(where)
+
+    @torch.no_grad()
+    def logits(examples: Array) -> Array:
+        return module(torch.from_numpy(examples).to(where)).float().cpu().numpy()
+
+    return logits

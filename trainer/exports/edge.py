@@ -5,10 +5,10 @@ import zipfile
 from pathlib import Path
 
 from trainer import files
-from trainer.errors import BadExport, BadOutput
+from trainer.errors import BadOutput
 from trainer.exports import int8, predict
 from trainer.exports.source import Facts, Say, Source
-from trainer.tasks import IMAGES
+from trainer.tasks import IMAGES, LANGUAGE
 
 README = """\
 # {title}
@@ -22,6 +22,21 @@ What `{model}` says of {what}: {classes}.
 From a program: `from predict import Predictor; Predictor().predict(data)` gives (class, probability) pairs, the most
 probable first. It needs Python 3.8 or newer, on any machine that ONNX Runtime is for, and no network.
 
+{about}"""
+WRITER = """\
+# {title}
+
+How `{model}` goes on with a text, byte by byte.
+
+    pip install -r requirements.txt
+    python predict.py --prompt "The "                     the text, and how it goes on
+    python predict.py --prompt "The " --length 100 --temperature 1 --seed 3
+
+From a program: `from predict import Predictor; Predictor().go_on("The ", length=100)` gives the text. It needs Python
+3.8 or newer, on any machine that ONNX Runtime is for, and no network.
+
+{about}"""
+ABOUT = """\
 Model: {file}, {size}. {accuracy} {choice}
 Everything else about it is in card.json, its sha256 among it; predict.py refuses a model that is not that file.
 """
@@ -35,25 +50,21 @@ WHAT = {
 def bundle(source: Source, checked: Facts, folder: Path, say: Say) -> Path:
     """Write the folder, and a zip of it beside. The model is int8 where that is within a point of fp32.
 
-    `checked` is what was found of the fp32 model on ONNX Runtime.
+    `checked` is what was found of the fp32 model on ONNX Runtime. A language model is always fp32.
     """
-    if source.run.task.name not in WHAT:
-        raise BadExport(f"a model for {source.run.task.name} has no classes to tell", "Export it as onnx.")
     made, choice = choose(source)
     if made:
         card = source.card("int8", "model.int8.onnx", made.model, made.facts, made.int8.accuracy)
     else:
         card = source.card("onnx", "model.onnx", source.onnx, checked)
     accuracy = "" if card.accuracy is None else f"Accuracy {100 * card.accuracy:.1f} % ({card.tested_on})."
-    page = README.format(
+    size = f"{card.size_bytes / 1000:,.0f} kB"
+    page = (WRITER if source.run.task is LANGUAGE else README).format(
         title=f"{source.run.config.model}, trained on {source.run.config.data_name}",
         model=source.run.config.model,
-        what=WHAT[card.task],
+        what=WHAT.get(card.task),
         classes=", ".join(card.classes[:20]) + (", ..." if len(card.classes) > 20 else ""),
-        file=card.file,
-        size=f"{card.size_bytes / 1000:,.0f} kB",
-        accuracy=accuracy,
-        choice=choice,
+        about=ABOUT.format(file=card.file, size=size, accuracy=accuracy, choice=choice),
     )
     packages = ["onnxruntime>=1.16", "numpy>=1.24", *(["pillow>=10"] if source.run.task is IMAGES else [])]
     try:
@@ -74,6 +85,8 @@ def bundle(source: Source, checked: Facts, folder: Path, say: Say) -> Path:
 
 def choose(source: Source) -> tuple[int8.Quantised | None, str]:
     """The quantised model, or None for fp32; and why, in words."""
+    if source.run.task is LANGUAGE:
+        return None, "fp32, since a language model has no accuracy by which int8 could be compared."
     if not source.real:
         return None, "fp32, since int8 needs the run's data, which isn't here."
     made = int8.quantise(source)

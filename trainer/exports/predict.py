@@ -1,10 +1,12 @@
-"""What the model in this folder says of a picture, a text or a recording.
+"""What the model in this folder says of a picture, a text or a recording, or how it goes on with a text.
 
     python predict.py cat.jpg dog.png      what each is, and how sure the model is
     python predict.py --json cat.jpg       every class's probability
+    python predict.py --prompt "The "      where it is a language model: the text, and how it goes on
 
 Needs onnxruntime, numpy and, for pictures, pillow (see requirements.txt); nothing of what trained the model. Programs
-use `Predictor().predict(data)`. The file is part of `trainer`, and is copied as it is into what runs elsewhere.
+use `Predictor().predict(data)`, or `.go_on(prompt)`. The file is part of `trainer`, and is copied as it is into what
+runs elsewhere.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ HERE = Path(__file__).parent
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM")  # formats whose size is known before they are unpacked
 MOST_PIXELS = 40_000_000  # of a picture: 120 MB unpacked
 MOST_SECONDS = 600  # of a recording
+LANGUAGE = "language modelling"
 
 
 class BadExample(ValueError):
@@ -120,6 +123,37 @@ def probabilities(logits: Array) -> Array:
     return raised / raised.sum(axis=-1, keepdims=True)
 
 
+def window(text: bytearray, context: int) -> Array:
+    """The end of a text as a language model takes it, uint8 [context], filled up with zeros on the right.
+
+    Such a model says of a place what it knows from the places before it: the zeros change nothing.
+    """
+    return np.frombuffer(text[-context:].ljust(context, b"\0"), np.uint8)
+
+
+def next_byte(logits: Array, text: bytearray, temperature: float, draw: np.random.Generator) -> bytes:
+    """One byte more, from the outputs [context, 256] for the text's window.
+
+    A temperature of 0 takes the likeliest; 1 draws as the model expects.
+    """
+    found = logits[min(len(text), len(logits)) - 1].astype(np.float64)
+    if temperature == 0:
+        return bytes([int(found.argmax())])
+    with np.errstate(over="ignore"):  # nearly 0: all but the likeliest are infinitely far below
+        shares = probabilities((found - found.max()) / temperature)
+    return bytes([int(draw.choice(len(shares), p=shares))])
+
+
+def go_on(
+    logits: Callable[[Array], Array], context: int, prompt: str, length: int, temperature: float, seed: int
+) -> str:
+    """The prompt and `length` bytes more; `logits` takes uint8 [1, context]. The same seed gives the same text."""
+    text, draw = bytearray(prompt.encode("utf-8", "surrogateescape") or b"\n"), np.random.default_rng(seed)
+    for _ in range(length):
+        text += next_byte(logits(window(text, context)[None])[0], text, temperature, draw)
+    return text.decode(errors="replace")
+
+
 class Predictor:
     """The model that a card describes, on ONNX Runtime."""
 
@@ -135,7 +169,7 @@ class Predictor:
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.classes: list[str] = self.card["classes"]
-        self.example = reader(self.card)
+        self.example = reader(self.card) if self.card["task"] != LANGUAGE else None
 
     def logits(self, examples: Array) -> Array:
         """A batch of examples to the model's outputs [N, classes]."""
@@ -143,17 +177,38 @@ class Predictor:
 
     def predict(self, data: bytes) -> list[tuple[str, float]]:
         """A file's bytes to each class and its probability, the most probable first. Raises BadExample."""
+        if self.example is None:
+            raise BadExample("this model goes on with a text: give it one with --prompt")
         found = probabilities(self.logits(self.example(data)[None])[0])
         return [(self.classes[at], float(found[at])) for at in np.argsort(-found, kind="stable")]
+
+    def go_on(self, prompt: str, length: int = 300, temperature: float = 0.7, seed: int = 0) -> str:
+        """The prompt and `length` bytes more, by a language model. Raises BadExample where the model is none."""
+        if self.card["task"] != LANGUAGE:
+            raise BadExample(f"this model is for {self.card['task']}: it goes on with no text")
+        return go_on(self.logits, self.card["input"]["shape"][1], prompt, length, temperature, seed)
 
 
 def main() -> int:
     """The program."""
     parser = argparse.ArgumentParser(description="Say what the model in this folder takes each file for.")
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--json", action="store_true", help="every class's probability, a JSON object a line")
+    parser.add_argument("--prompt", help="of a language model: what the text begins with")
+    parser.add_argument("--length", type=int, default=300, help="bytes to go on for")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0: the likeliest each time; 1: as expected")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     wanted = parser.parse_args()
+    if (wanted.prompt is None) != bool(wanted.files) or min(wanted.length, wanted.temperature, wanted.seed) < 0:
+        parser.error("give files, or --prompt and no files; no number is below 0")
     predictor, failed = Predictor(), False
+    if wanted.prompt is not None:
+        try:
+            print(predictor.go_on(wanted.prompt, wanted.length, wanted.temperature, wanted.seed))
+        except BadExample as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
     for path in wanted.files:
         try:
             found = predictor.predict(path.read_bytes())

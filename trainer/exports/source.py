@@ -33,6 +33,7 @@ class Source:
     def __init__(self, out: Path, moved: Mapping[str, object], say: Say) -> None:
         self.run = load_run(out, moved)
         self.out, self.say = out, say
+        say(f"weights {self.run.weights}")
         device.settle(torch.device("cpu"), self.run.config.seed, self.run.config.threads)
         self.module = Deployed(self.run.model, self.run.task).eval()
 

@@ -1,7 +1,14 @@
 """LeNet for 32x32 colour images, as in PyTorch's CIFAR-10 tutorial (after LeCun et al., 1998): 62,006 parameters."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trainer import kernels
+from trainer.config import TrainConfig
+from trainer.kernels import Kernels
 
 
 class LeNet(nn.Module):
@@ -18,13 +25,21 @@ class LeNet(nn.Module):
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, classes)
+        self.kernels: Kernels | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, 3, 32, 32], float, to logits [N, classes]."""
-        x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [N, 6, 14, 14]
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [N, 16, 5, 5]
-        x = x.flatten(1)  # [N, 400], in NCHW order whatever the memory format
+        if self.training and self.kernels and self.kernels.take(images):
+            x = self.kernels.features(images, [self.conv1, self.conv2])
+        else:
+            x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [N, 6, 14, 14]
+            x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [N, 16, 5, 5]
+            x = x.flatten(1)  # [N, 400], in NCHW order whatever the memory format
         x = F.relu(self.fc1(x))
         x = F.relu(self.fc2(x))
         logits: Tensor = self.fc3(x)
         return logits
+
+    def quicken(self, config: TrainConfig, device: torch.device, say: Callable[[str], None]) -> None:
+        """Train by compiled kernels where the run lets them; where they can't be had, that is said."""
+        self.kernels = kernels.load(config, say) if kernels.fit(config, device) else None

@@ -5,7 +5,7 @@ The page is one file that fetches nothing and runs nothing: it opens from a mail
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 
@@ -26,12 +26,15 @@ CURVES = {  # what else an epoch may have on record: its title
     "gpu_use": "GPU use",
     "gpu_memory_gib": "GPU memory, GiB",
 }
-DRAWN = ("epoch", "train_loss", "test_loss", "test_accuracy", "seconds")  # of their own, or not at all
+# of their own, or not at all
+DRAWN = ("epoch", "train_loss", "test_loss", "test_accuracy", "seconds", "cpu_cores", "memory_gib")
 
 
-def report_run(out: Path, moved: Mapping[str, object]) -> Path:
+def report_run(out: Path, moved: Mapping[str, object], say: Callable[[str], None]) -> Path:
     """Make a run's report anew, from its folder and its data. Raises BadRun, BadData, BadOutput."""
-    return write(open_run(out, moved))
+    run = open_run(out, moved)
+    say(f"weights {run.weights}")
+    return write(run)
 
 
 def write(run: OpenRun) -> Path:
@@ -108,7 +111,9 @@ def _head(found: Found, title: str) -> Html:
             f"({found.evaluation.bits_per_token:.3f} bits), after {times(epochs, 'epoch')}"
         )
         tiles.append(("perplexity", f"{perplexity:.2f}"))
-    lead += f" in {duration(seconds)}." if seconds else "."
+    lead += f" in {duration(seconds)}" if seconds else ""
+    chosen = run.weights.epochs
+    lead += f", with the weights after epoch {chosen}, its best." if chosen and chosen != epochs else "."
     tiles += [
         ("test loss", f"{loss:.3f}"),
         ("epochs", f"{epochs} of {run.config.epochs}" if epochs != run.config.epochs else str(epochs)),
@@ -149,7 +154,8 @@ def _curves(found: Found) -> Html:
     for name in others:
         title = CURVES.get(name, name.replace("_", " ").capitalize())
         title = f"{found.run.data.task.units.capitalize()} per second" if name == "images_per_s" else title
-        held.append(charts.lines(title, [Series(title, line(name), 3)], from_zero=name == "images_per_s"))
+        series, from_zero = [Series(title, line(name), 3)], name == "images_per_s"
+        held.append(charts.lines(title, series, from_zero=from_zero, percent=name == "gpu_use"))
     if not any(held):
         return Html()
     fields: list[object] = list(dict.fromkeys(name for record in records for name in record))

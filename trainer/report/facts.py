@@ -1,6 +1,7 @@
 """The page's part on the run itself: what other commands found, cost, machine, versions, how to repeat it."""
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,8 @@ from trainer import membership, robustness
 from trainer.report.found import Found, figure, percent, read_json
 from trainer.report.markup import Html, element, join, table
 from trainer.runs import FACTS
+from trainer.usage import PRICE
 from trainer.verdicts import fingerprint
-
-PRICE = "price.json"  # {"per_hour": 12.3, "currency": "CNY"}, put there by whoever knows what the machine costs
 
 # In this order, then whatever else summary.json has that isn't told elsewhere on the page.
 KNOWN = ("device", "threads", "torch", "torchvision", "python", "seconds", "images_per_s")
@@ -58,7 +58,8 @@ def cost(found: Found) -> Html:
     if not seconds or not isinstance(price.get("per_hour"), (int, float)) or "currency" not in price:
         return Html()
     amount = price["per_hour"] * seconds / 3600
-    told = f"{amount:,.2f} {price['currency']} for the steps, at {price['per_hour']:,.2f} an hour of the machine."
+    machine = price.get("machine") or "the machine"
+    told = f"{amount:,.2f} {price['currency']} for the steps, at {price['per_hour']:,.2f} an hour of {machine}."
     return element("p", told)
 
 
@@ -70,7 +71,33 @@ def machine(found: Found) -> Html:
         for name in names
         if isinstance(found.summary.get(name), (str, int, float))
     ]
+    rows += [[name, told] for name, told in _used(found) if told]
     return table("As the run wrote them down", ["what", "value"], rows, class_="facts") if rows else Html()
+
+
+def _used(found: Found) -> list[tuple[str, str]]:
+    """What the steps took of the machine, over all epochs: means weighted by their seconds, and the most memory."""
+
+    def over_all(name: str) -> list[tuple[float, float]]:
+        kept = [each for each in found.records if isinstance(each.get(name), (int, float))]
+        return [(float(each[name]), float(each.get("seconds") or 0.0)) for each in kept]
+
+    def mean(name: str) -> float:
+        held = over_all(name)
+        seconds = sum(weight for _, weight in held)
+        return sum(value * weight for value, weight in held) / seconds if seconds else math.nan
+
+    def most(name: str) -> str:
+        held = over_all(name)
+        return f"{max(value for value, _ in held):.1f} GiB at the most" if held else ""
+
+    cores, gpu = mean("cpu_cores"), mean("gpu_use")
+    return [
+        ("CPU cores busy", f"{cores:.2f}" if math.isfinite(cores) else ""),
+        ("memory", most("memory_gib")),
+        ("GPU use", percent(gpu) if math.isfinite(gpu) else ""),
+        ("GPU memory", most("gpu_memory_gib")),
+    ]
 
 
 def repeat(found: Found) -> Html:

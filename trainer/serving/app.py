@@ -1,6 +1,7 @@
 """The HTTP side: a prediction for each body that is sent, and what people and monitors look at.
 
     POST /predict    a picture, text or WAV file as the body -> {"class": ..., "probability": ..., ...}
+    POST /generate   of a language model, in its place: {"prompt": ..., "length": ...} -> {"text": ..., ...}
     GET /            a page to try it with
     GET /health      what is served
     GET /metrics     counts, in Prometheus' text format
@@ -13,26 +14,30 @@ import base64
 import contextlib
 import hashlib
 import re
+import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from trainer.exports.predict import BadExample, TooLarge, probabilities
+from trainer.exports.predict import BadExample, TooLarge, next_byte, probabilities, window
 from trainer.serving.batching import Batcher
 from trainer.serving.model import Served
 
 PAGE = Path(__file__).with_name("page.html")
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PATIENCE = 4  # times the largest body: so much is read and dropped, so that its sender hears why it is refused
+LOOK_BYTES = 16  # written between looks whether the sender is still there
 CLOSED_REQUEST = 499  # nginx's number for a sender that has gone; it is only counted
 
 
@@ -44,6 +49,7 @@ class Limits:
     body_s: float = 30.0  # for a body to arrive
     at_once: int = 128  # requests in hand; those beyond are told to come again
     decoders: int = 2  # pictures unpacked at once
+    length: int = 2000  # bytes that one request may have written
 
 
 class Refusal(Exception):
@@ -52,6 +58,17 @@ class Refusal(Exception):
     def __init__(self, status: int, error: str, hint: str = "") -> None:
         super().__init__(error)
         self.status, self.error, self.hint = status, error, hint
+
+
+class Ask(BaseModel):
+    """What is asked of a language model."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str = ""
+    length: int = Field(default=300, ge=1)  # bytes to go on for
+    temperature: float = Field(default=0.7, ge=0, le=100, allow_inf_nan=False)  # 0: the likeliest each time
+    seed: int = Field(default_factory=lambda: secrets.randbits(32), ge=0, lt=2**32)
 
 
 @dataclass
@@ -72,14 +89,12 @@ class Service:
 
     def app(self) -> Starlette:
         """The application, which computes from its start to its end."""
+        asked = Route("/generate", self.generate, methods=["POST"])
+        if not self.served.context:
+            asked = Route("/predict", self.predict, methods=["POST"])
         return Starlette(
-            routes=[
-                Route("/", self.page),
-                Route("/predict", self.predict, methods=["POST"]),
-                Route("/health", self.health),
-                Route("/metrics", self.metrics),
-            ],
-            exception_handlers={HTTPException: _told, Exception: _broken},
+            routes=[Route("/", self.page), asked, Route("/health", self.health), Route("/metrics", self.metrics)],
+            exception_handlers={HTTPException: self._told, Exception: _broken},
             lifespan=self._lifespan,
         )
 
@@ -93,11 +108,21 @@ class Service:
     # ---- the routes
 
     async def predict(self, request: Request) -> Response:
-        """One prediction; whatever happens, it is counted, and its sender is told."""
+        """One prediction."""
+        return await self._answer(request, self._predicted)
+
+    async def generate(self, request: Request) -> Response:
+        """A text that is gone on with."""
+        return await self._answer(request, self._generated)
+
+    async def _answer(self, request: Request, answer: Callable[[Request], Awaitable[dict[str, object]]]) -> Response:
+        """Whatever happens, it is counted, and its sender is told."""
         started, status = time.perf_counter(), 500
         self.in_hand += 1
         try:
-            response = JSONResponse(await self._predicted(request))
+            if self.in_hand > self.limits.at_once:
+                raise Refusal(503, f"{self.limits.at_once} requests are in hand already", "Try again in a second.")
+            response = JSONResponse(await answer(request))
             status = response.status_code
             return response
         except Refusal as refusal:
@@ -114,8 +139,7 @@ class Service:
             self._count(status, time.perf_counter() - started)
 
     async def _predicted(self, request: Request) -> dict[str, object]:
-        if self.in_hand > self.limits.at_once:
-            raise Refusal(503, f"{self.limits.at_once} requests are in hand already", "Try again in a second.")
+        assert self.served.example is not None
         top = _number(request.query_params.get("top", "5"))
         body = await self._body(request)
         if not body:
@@ -131,6 +155,21 @@ class Service:
         order = sorted(range(len(found)), key=lambda at: -found[at])
         answers = [{"class": self.served.classes[at], "probability": float(found[at])} for at in order]
         return {**answers[0], "probabilities": answers[:top]}
+
+    async def _generated(self, request: Request) -> dict[str, object]:
+        """Byte by byte, each in a batch with those of other requests."""
+        ask = _ask(await self._body(request))
+        if ask.length > self.limits.length:
+            raise Refusal(
+                400, f"length {ask.length} is more than {self.limits.length:,} bytes", "Ask for less at once."
+            )
+        text, draw = bytearray(ask.prompt.encode() or b"\n"), np.random.default_rng(ask.seed)
+        for at in range(ask.length):
+            if at % LOOK_BYTES == 0 and await request.is_disconnected():
+                raise ClientDisconnect
+            found = await self.batcher.answer(window(text, self.served.context))
+            text += next_byte(found, text, ask.temperature, draw)
+        return {"text": text.decode(errors="replace"), "length": ask.length, "seed": ask.seed}
 
     async def _body(self, request: Request) -> bytes:
         """The whole body, of which no more is held than is allowed. Raises Refusal."""
@@ -171,6 +210,7 @@ class Service:
                 "task": served.task,
                 "classes": served.classes,
                 "accuracy": served.accuracy,
+                "weights": Path(served.weights).name,
                 "runs_on": served.where,
             }
         )
@@ -200,6 +240,13 @@ class Service:
         add("request_seconds", "histogram", "Time from a request to its answer.", *samples)
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
+    async def _told(self, request: Request, error: Exception) -> Response:
+        """Starlette's own refusals, as JSON like ours: no such page, no such method."""
+        assert isinstance(error, HTTPException)
+        asked = "/generate" if self.served.context else "/predict"
+        hint = f"There are: POST {asked}, GET /, GET /health, GET /metrics."
+        return JSONResponse({"error": error.detail, "hint": hint}, error.status_code, error.headers)
+
     def _count(self, status: int, seconds: float) -> None:
         self.statuses[status] += 1
         self.seconds_sum += seconds
@@ -221,11 +268,15 @@ def _number(text: str) -> int:
     return int(text)
 
 
-async def _told(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals, as JSON like ours: no such page, no such method."""
-    assert isinstance(error, HTTPException)
-    hint = "There are: POST /predict, GET /, GET /health, GET /metrics."
-    return JSONResponse({"error": error.detail, "hint": hint}, error.status_code, error.headers)
+def _ask(body: bytes) -> Ask:
+    try:
+        return Ask.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the body"
+        raise Refusal(
+            400, f"{field}: {first['msg']}", 'Send JSON such as {"prompt": "The ", "length": 300, "temperature": 0.7}.'
+        ) from None
 
 
 async def _broken(request: Request, error: Exception) -> Response:

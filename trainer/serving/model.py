@@ -12,15 +12,20 @@ from trainer.extras import need
 
 @dataclass(frozen=True)
 class Served:
-    """A model: `example` reads a request's body, `logits` answers a batch of examples."""
+    """A model: `example` reads a request's body, `logits` answers a batch of examples.
+
+    A language model reads no examples: it goes on with texts, of which it sees the last `context` bytes.
+    """
 
     name: str
     task: str
     classes: tuple[str, ...]
     accuracy: float | None
+    weights: str  # their file, and after which epoch they were so
     where: str  # what runs it: "PyTorch" or "ONNX Runtime"
-    example: Callable[[bytes], Array]
+    example: Callable[[bytes], Array] | None
     logits: Callable[[Array], Array]
+    context: int = 0  # of a language model
 
 
 def load(out: Path, device: str, threads: int, most_pixels: int) -> Served:
@@ -41,9 +46,11 @@ def _of_bundle(card: Path, threads: int, most_pixels: int) -> Served:
             task=found.card["task"],
             classes=tuple(found.classes),
             accuracy=found.card["accuracy"],
+            weights=str(card.parent / found.card["file"]),
             where="ONNX Runtime",
-            example=predict.reader(found.card, most_pixels),
+            example=found.example and predict.reader(found.card, most_pixels),
             logits=found.logits,
+            context=0 if found.example else found.card["input"]["shape"][1],
         )
     except BadExample as error:
         raise BadExport(f"{card.parent} can't be served: {error}") from None
@@ -53,28 +60,25 @@ def _of_bundle(card: Path, threads: int, most_pixels: int) -> Served:
 
 def _of_run(out: Path, device: str, threads: int, most_pixels: int) -> Served:
     need("serving a run", "trainer", "torch", "PIL")
-    import torch
-
     from trainer import device as devices
     from trainer.exports.card import inputs_of, tested_earlier
-    from trainer.exports.deployed import Deployed
+    from trainer.exports.deployed import logits_of
     from trainer.runs import load_run
+    from trainer.tasks import LANGUAGE
 
     run = load_run(out, {"device": device})
     where = devices.pick(device)
     devices.settle(where, run.config.seed, threads)
-    module = Deployed(run.model, run.task).eval().to(where)
-
-    @torch.no_grad()
-    def logits(examples: Array) -> Array:
-        return module(torch.from_numpy(examples).to(where)).cpu().numpy()
-
+    writes = run.task is LANGUAGE
     card = {"task": run.task.name, "input": asdict(inputs_of(run))}
-    try:
-        example = predict.reader(card, most_pixels)
-    except BadExample as error:
-        raise BadExport(
-            f"{out} can't be served: {error}", "`python -m trainer generate` goes on with a text."
-        ) from None
-    accuracy, _ = tested_earlier(out)
-    return Served(run.config.model, run.task.name, run.classes, accuracy, "PyTorch", example, logits)
+    return Served(
+        name=run.config.model,
+        task=run.task.name,
+        classes=run.classes,
+        accuracy=None if writes else tested_earlier(out)[0],
+        weights=str(run.weights),
+        where="PyTorch",
+        example=None if writes else predict.reader(card, most_pixels),
+        logits=logits_of(run, where),
+        context=run.shape.inputs[0] if writes else 0,
+    )

@@ -29,6 +29,7 @@ def serve(
     wait_s: float = 0.003,
     body_bytes: int = 10 << 20,
     most_pixels: int = 40_000_000,
+    length: int = 2000,
     say: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; what is in hand then is answered. Raises BadExport, BadRun, MissingPackage."""
@@ -54,8 +55,11 @@ def serve(
 
     with listener, stopping() as asked:
         served = load(out, device, threads, most_pixels)
-        say(f"model   {served.name} for {served.task}, {len(served.classes)} classes, on {served.where}")
-        service = Service(served, Batcher(served.logits, most_in_batch, wait_s), Limits(body_bytes))
+        classes = f", {len(served.classes)} classes" if served.classes else ""
+        say(f"model   {served.name} for {served.task}{classes}, on {served.where}")
+        say(f"weights {served.weights}")
+        limits = Limits(body_bytes=body_bytes, length=length)
+        service = Service(served, Batcher(served.logits, most_in_batch, wait_s), limits)
         config = uvicorn.Config(
             service.app(),
             log_level="warning",
@@ -67,7 +71,8 @@ def serve(
         asked(server)
         server.run(sockets=[listener])
     answered = sum(service.statuses.values())
-    say(f"stopped; {answered:,} requests were answered, {service.batcher.counts.examples:,} with a prediction")
+    told = f"{service.statuses[200]:,} with {'a text' if served.context else 'a prediction'}"
+    say(f"stopped; {answered:,} requests were answered, {told}")
 
 
 def listen(host: str, port: int) -> socket.socket:
