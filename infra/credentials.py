@@ -64,6 +64,29 @@ def find(
     return Credentials(**said, source=source, environment=environment)
 
 
+def of_store(environ: Mapping[str, str], home: Path) -> Credentials:
+    """The key for an object store of nobody's we know, where Amazon's tools keep theirs. Raises NoCredentials."""
+    variables = Variables(
+        key_id=("AWS_ACCESS_KEY_ID",), secret=("AWS_SECRET_ACCESS_KEY",), token=("AWS_SESSION_TOKEN",),
+        region=("AWS_REGION", "AWS_DEFAULT_REGION"), profile=("AWS_PROFILE",),
+    )  # fmt: skip
+    path = Path(environ.get("AWS_SHARED_CREDENTIALS_FILE") or home / ".aws" / "credentials")
+
+    def read(profile: str) -> Mapping[str, str]:
+        import configparser
+
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read_string(path.read_text(encoding="utf-8"))
+            section = parser[profile or "default"]
+        except (configparser.Error, KeyError):
+            raise ValueError(f"{path.name} can't be read, or has no profile {profile or 'default'!r}") from None
+        names = {"key_id": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
+        return {ours: section.get(theirs, "") for ours, theirs in names.items()}
+
+    return find("an S3 store", environ, variables, [path], read)
+
+
 def profile_of(path: Path, profile: str, names: Mapping[str, str]) -> dict[str, str]:
     """A profile of a file of the form {"current": NAME, "profiles": [{"name": NAME, ...}]}, in our names.
 

@@ -113,6 +113,17 @@ def destroy(stack: Stack, say: Say) -> None:
     refuse_pending(stack)
 
 
+def destroy_some(stack: Stack, urns: list[str], say: Say) -> None:
+    """Destroy these, and what depends on them; what is gone already is a success. Raises as `destroy` does."""
+    narrator = _Narrator(stack, say)
+    opened = select(stack, say)
+    with explained(stack, narrator.errors):
+        opened.destroy(
+            target=urns, target_dependents=True, on_event=narrator.hear, suppress_outputs=True, show_secrets=False,
+            parallel=AT_ONCE,
+        )  # fmt: skip
+
+
 def plainly(program: Program) -> Program:
     """The program, whose errors of ours reach the engine as `infra.errors.NoStock: ...`, without a traceback."""
 

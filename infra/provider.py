@@ -196,6 +196,9 @@ def not_extended(session: str, folder: Path, expires_at: float, say: Say) -> Non
     raise BadRequest("the end of such a machine can't be moved", "take it down, and make another")
 
 
+Mend = Callable[[str, Path, str, list[str], Say], tuple[Machine, ...]]
+
+
 @dataclass(frozen=True)
 class Cloud:
     """One cloud.
@@ -206,6 +209,9 @@ class Cloud:
     `survivors(session, folder)` asks the cloud, not our records, what there still is, each in words with its id.
     `extend(session, folder, expires_at, say)` raises InfraError with the end where it was.
     `sweep(tag, regions, say)` raises MayStillExist.
+    `mend(session, folder, host_private_key, ids, say)` makes anew those that are lost, ended first where they aren't
+    yet, and leaves the others as they are; all machines are returned. Raises InfraError, after which some of them may
+    be missing: `destroy` ends the rest.
     """
 
     name: str
@@ -223,6 +229,7 @@ class Cloud:
     caveats: Callable[[MachineSpec], list[str]] = lambda spec: []  # what the user has to know before saying yes
     preview: Callable[[MachineSpec, Say], list[str]] | None = None  # what would be made, each in words; nothing is
     spot_notice: SpotNotice | None = None
+    mend: Mend | None = None  # makes some of a session's machines anew; None: `create` does, or all have to be
     extend: Callable[[str, Path, float, Say], None] = not_extended  # moves the end of a session's machines (Unix s)
     guard: Callable[[float], list[str]] | None = None  # the command that, run on a machine, moves the end of its guard
     found: Callable[[str], list[Survivor]] | None = None  # in a region, of any session: by the tag; None: no such list

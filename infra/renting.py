@@ -23,7 +23,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -188,6 +188,7 @@ def cloud(rented: Rented, world: World) -> Cloud:
         caveats=rented.caveats,
         preview=partial(preview, rented, world),
         spot_notice=rented.spot_notice,
+        mend=partial(mend, rented, world),
         extend=partial(extend, rented, world),
         guard=cloudinit.move_guard,
         found=partial(found, rented, world),
@@ -247,10 +248,7 @@ def create(rented: Rented, world: World, spec: MachineSpec, say: Say) -> tuple[M
     (spec.folder / ENDED).unlink(missing_ok=True)
     try:
         outputs = deployment.up(stack, lambda: rented.program(spec), say, creating)
-        machines = tuple(
-            Machine(str(seen["id"]), *world.reach(seen, spec.ssh_port), cloudinit.USER, str(seen["private_ip"]))
-            for seen in outputs["machines"]  # type: ignore[attr-defined]
-        )
+        machines = reached(world, spec, outputs)
     except BaseException as error:
         say("it failed; seeing that nothing is left of it")
         refusal = rented.classify(error.raw) if isinstance(error, EngineFailed) else None
@@ -261,6 +259,45 @@ def create(rented: Rented, world: World, spec: MachineSpec, say: Say) -> tuple[M
         destroy(rented, world, spec.session, spec.folder, say)
         if refusal:
             raise refusal from error
+        raise
+    unfinished.unlink()
+    return machines
+
+
+def reached(world: World, spec: MachineSpec, outputs: dict[str, Any]) -> tuple[Machine, ...]:
+    """The machines that the program has put out."""
+    return tuple(
+        Machine(str(seen["id"]), *world.reach(seen, spec.ssh_port), cloudinit.USER, str(seen["private_ip"]))
+        for seen in outputs["machines"]
+    )
+
+
+def mend(
+    rented: Rented, world: World, session: str, folder: Path, host_private_key: str, lost: list[str], say: Say
+) -> tuple[Machine, ...]:
+    """Makes anew those of a session's machines that have these ids, in the zone that they are in; returns all.
+
+    Raises InfraError (a Refused, where the cloud has none); then `destroy` ends the rest.
+    """
+    from infra import mending, stackstate
+    from infra.stack import EngineFailed
+
+    region, mark = place(folder, session)
+    spec = mending.spec_of(folder, host_private_key)
+    check_room(folder)
+    stack = stack_of(rented, world, folder, region, mark, say)
+    zones = {str(seen["id"]): str(seen["zone"]) for seen in stackstate.outputs(stack).get("machines", ())}
+    spec = replace(spec, offer=replace(spec.offer, zone=zones.get(lost[0]) or spec.offer.zone))
+    unfinished, creating = folder / UNFINISHED, set[str]()
+    unfinished.touch(mode=0o600)
+    try:
+        ended = mending.end(stack, lost, say)
+        sweep(rented, world, [region], mark, say, only=lost)
+        machines = reached(world, spec, mending.make(rented, stack, spec, ended, say, creating))
+    except BaseException as error:
+        doubt(rented, stack, folder, creating)
+        if isinstance(error, EngineFailed):
+            raise rented.classify(error.raw) from error
         raise
     unfinished.unlink()
     return machines
@@ -462,19 +499,21 @@ def sweep(
     mark: str | None,
     say: Say,
     for_s: float = 0.0,
+    only: Collection[str] = (),
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Asks the cloud what it has with our tag and deletes it, until it says twice that there is nothing.
 
     `for_s`: how long it may be that something exists and isn't listed yet; "nothing" isn't believed before that.
+    `only`: of what has these ids alone; empty: of all.
     Raises MayStillExist after five minutes, or where the cloud can't be asked.
     """
     believed_from = clock() + for_s
     end, quiet, trouble = believed_from + float(os.environ.get(SWEEP, SWEEP_S)), 0, ""
     while True:
         try:
-            left = regions_left(rented, world, regions, mark)
+            left = [one for one in regions_left(rented, world, regions, mark) if not only or one.id in only]
         except (NoAnswer, Refused) as error:
             left, trouble = [], str(error)
             unknown = f"whatever of {mark or 'ours'} there is in {', '.join(regions)}"

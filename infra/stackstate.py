@@ -65,6 +65,15 @@ def resources(stack: Stack) -> list[Resource]:
     return [Resource(it["urn"], it["type"], _name(it["urn"]), it.get("id", "")) for it in found]
 
 
+def outputs(stack: Stack) -> dict[str, Any]:
+    """What the program has put out; nothing where there is no state."""
+    try:
+        found = _deployment(stack).get("resources") or []
+    except NoState:
+        return {}
+    return next((one.get("outputs") or {} for one in found if one["type"] == "pulumi:pulumi:Stack"), {})
+
+
 def named(stack: Stack) -> list[tuple[str, str]]:
     """All that the state names, half-made things too: in words, and by type."""
     made = [(f"{one.type} {one.name}: {one.id}", one.type) for one in resources(stack)]

@@ -110,6 +110,22 @@ def prepare(
     return Ready(plan.python, facts, steps)
 
 
+def survive_reboots(wire: Wire, rented: bool, say: Say) -> None:
+    """Has a rented machine begin jobs again by itself when it starts; what does so on this computer is only told."""
+    answer = wire.call("survive_reboots", install=rented, patience_s=200)
+    with understood():
+        command, how, new, problem = (answer[name] for name in ("command", "how", "new", "problem"))
+    if not rented:
+        say(f"after a restart of this computer, `{command}` begins the job again on its machine")
+    elif not how:
+        say(
+            "after a reboot of the machine the job begins again only while a command here follows it: "
+            + (f"the machine can't be told ({problem})" if problem else "neither systemd nor cron can be used there")
+        )
+    elif new:
+        say(f"after a reboot the machine begins its jobs again by itself ({how})")
+
+
 def probe(wire: Wire, fresh: bool) -> Facts:
     """Asks the machine what it is. `fresh` looks at the GPUs anew, which takes seconds."""
     raw = wire.call("probe", fresh=fresh)
@@ -136,7 +152,7 @@ def check_gpus(facts: Facts, want: int) -> None:
 def make_plan(facts: Facts, tools: list[str], mirrors: Mirrors, want_gpus: int) -> Plan:
     """What is missing for these tools on a machine of these facts."""
     facts = replace(facts, gpus=[gpu for gpu in facts.gpus if "problem" not in gpu])  # none was asked for, then
-    wanted = [line for tool in tools for line in requirements(tool, bool(facts.gpus))]
+    wanted = list(dict.fromkeys(line for tool in tools for line in requirements(tool, bool(facts.gpus))))
     own = facts.python
     if not wanted:
         return Plan([], own["path"], f"Python {own['version']} is there, and no tools are asked for")
@@ -150,15 +166,19 @@ def make_plan(facts: Facts, tools: list[str], mirrors: Mirrors, want_gpus: int) 
 
 
 def requirements(tool: str, gpu: bool) -> list[str]:
-    """The lines that install a tool. PyTorch's are the trainer's own, as this project's metadata has them."""
-    if tool == "tensorflow":
-        return ["tensorflow[and-cuda]>=2.18" if gpu else "tensorflow-cpu>=2.18"]
+    """The lines that install a tool, and what the trainer needs with it, as this project's metadata has it.
+
+    With TensorFlow alone that is all of it but PyTorch's own packages.
+    """
     import importlib.metadata  # 40 ms that only an installing run needs
 
     lines = []
     for line in importlib.metadata.requires("orchestrate") or []:
         if re.search(r"extra\s*==\s*['\"]trainer['\"]", line):
             lines.append(re.sub(r"\s*(and\s+)?extra\s*==\s*['\"]trainer['\"](\s*and)?", "", line).rstrip("; "))
+    if tool == "tensorflow":
+        own = "tensorflow[and-cuda]>=2.18" if gpu else "tensorflow-cpu>=2.18"
+        return [own, *(line for line in lines if not name_of(line).startswith("torch"))]
     return lines
 
 

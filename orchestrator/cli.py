@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -32,20 +33,28 @@ from orchestrator.flags import (
     Everything,
     FileOption,
     Follow,
+    Fresh,
     FromStart,
     Install,
     JobOption,
+    JobsPerMachine,
     Json,
     LocalPort,
+    MaxFailures,
+    Metric,
+    Minimize,
     Named,
     NameOption,
     NewFile,
     NewName,
     NewNameOption,
+    OneNode,
+    Params,
     PassExitCode,
     Recover,
     RemotePort,
     RunFolder,
+    Sampler,
     ServedPort,
     ShellLine,
     Simulate,
@@ -53,6 +62,7 @@ from orchestrator.flags import (
     SweptClouds,
     SweptRegions,
     SweptSessions,
+    Trials,
     Ttl,
     Yes,
     with_machine,
@@ -148,6 +158,44 @@ def run(
         again = f"orchestrate logs {session.name} -f -j {job.number}"
         done(as_json, job_json(job), f"job {job.number} {job.state}", *([again] if detach else []))
         ended(job, detach, pass_exit_code)
+
+
+@app.command(context_settings=AS_TYPED)
+def tune(
+    command: CommandLine = None,
+    name: NameOption = None,
+    file: FileOption = None,
+    param: Params = None,
+    trials: Trials = None,
+    sampler: Sampler = None,
+    metric: Metric = None,
+    minimize: Minimize = None,
+    jobs_per_machine: JobsPerMachine = None,
+    max_failures: MaxFailures = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Search a command's best parameters, on all machines and GPUs at once. The same words again go on."""
+    wish = {"trials": trials, "sampler": sampler, "metric": metric, "minimize": minimize, "max_failures": max_failures}
+    config = read_tune(file, as_json, param or [], {**wish, "jobs_per_machine": jobs_per_machine})
+    with told(False, as_json) as watcher:
+        from orchestrator.tuning import board
+        from orchestrator.tuning.search import Search
+
+        records = store()
+        usual = session_name(name, config)
+        session = records.pick(name or config.name or (usual if records.find(usual) else None))
+        search = Search(records, session, config, command, watcher, board.Board(watcher), fresh)
+        try:
+            search.run()
+            search.check_succeeded()
+        except OrchestrateError as error:
+            error.told = True  # where JSON was asked for, what is known is printed as JSON
+            raise
+        finally:
+            watcher.close()
+            again = shlex.join(["orchestrate", *(word for word in sys.argv[1:] if word != "--fresh")])
+            done(True, board.as_json(search)) if as_json else board.table(search, again)
 
 
 @app.command()
@@ -346,6 +394,7 @@ def status(
                         **session_json(s.session),
                         "answers": s.answers,
                         "jobs": [job_json(job) for job in s.jobs],
+                        "history": [machine.__dict__ for machine in s.session.history],
                         "events": records.events(s.session),
                     }
                     for s in seen
@@ -363,14 +412,16 @@ def logs(
     job: JobOption = None,
     follow: Follow = False,
     from_start: FromStart = False,
+    node: OneNode = None,
 ) -> None:
-    """What the job printed; with -f as it prints it."""
+    """What the job printed; with -f as it prints it. Of several machines each line begins with the machine's number."""
     with told(False, False) as watcher:
-        from orchestrator import visit
+        from orchestrator import following
 
         records = store()
         session, found = records.find_job(name, job)
-        shown = visit.logs(records, session, found, watcher, follow, 0 if from_start or not follow else found.shown)
+        begin = None if follow and not from_start else 0
+        shown = following.logs(records, session, found, watcher, follow, begin, node)
         watcher.close()
         if follow:
             watcher.say(f"job {shown.number} {shown.state}" + (f": {shown.reason}" if shown.reason else ""))
@@ -552,6 +603,18 @@ def read(file: Path | None, as_json: bool, flags: dict[str, Any]) -> Config:
         if flags["gpus"]:
             raise UsageError("--gpu and --gpus say the same thing", "--gpu is any one; --gpus A10:2 names them")
         return config.override(found, {**given, "resources.gpus": 1}, labels={"resources.gpus": "--gpu"})
+
+
+def read_tune(file: Path | None, as_json: bool, params: list[str], wish: dict[str, Any]) -> Config:
+    """The file with the search's flags over it."""
+    from orchestrator import config
+    from orchestrator.tuning import space
+
+    with told(False, as_json):
+        named = {f"tune.params.{name}": values for name, values in space.from_flags(params).items()}
+        flags = {f"tune.{name}": value for name, value in wish.items()}
+        labels = {key: f"--param {key.removeprefix('tune.params.')}" for key in named}
+        return config.override(config.load(file, Path.cwd()), {**flags, **named}, {**labels, "tune.params": "--param"})
 
 
 def recovering() -> Callable[..., Job]:

@@ -35,6 +35,7 @@ from orchestrator import quantities as q
 from orchestrator.document import HINT, Loc, dotted, parse, read_text, why
 from orchestrator.errors import UsageError
 from orchestrator.peers import NOT_OURS, THEIR_WORDS
+from orchestrator.tuning import space
 
 FILES = ("orchestrate.yaml", "orchestrate.yml")
 MOST_PROBLEMS = 20
@@ -111,6 +112,8 @@ Words = Annotated[tuple[str, ...], PlainValidator(q.parse_words), _AS_WORDS, _ON
 Cidrs = Annotated[tuple[str, ...], PlainValidator(q.parse_cidrs), _AS_WORDS, _ONE_OR_MORE]
 Id = Annotated[str, PlainValidator(q.parse_id), WithJsonSchema({"type": "string", "pattern": q.ID})]
 Place = Annotated[str, PlainValidator(q.parse_place), WithJsonSchema({"type": "string", "pattern": q.PLACE})]
+Bucket = Annotated[str, PlainValidator(q.parse_bucket), WithJsonSchema({"type": "string", "pattern": q.BUCKET})]
+Endpoint = Annotated[str, PlainValidator(q.parse_endpoint), WithJsonSchema({"type": "string", "pattern": q.ENDPOINT})]
 Price = Annotated[float, PlainValidator(q.parse_price), WithJsonSchema(_AMOUNT)]
 Switch = Annotated[
     bool, PlainValidator(q.parse_switch), _any_of({"type": "boolean"}, {"enum": ["yes", "no", "on", "off"]})
@@ -136,6 +139,7 @@ Secrets = Annotated[
         {"type": "object", "propertyNames": {"pattern": q.ENV_NAME}, "additionalProperties": {"type": "null"}},
     ),
 ]
+Sampler = Annotated[str, PlainValidator(space.parse_sampler), WithJsonSchema({"enum": list(space.SAMPLERS)})]
 A_LIST, A_MAPPING = BeforeValidator(q.parse_list), BeforeValidator(q.parse_mapping)
 
 
@@ -151,6 +155,8 @@ class Fields(BaseModel):
             return value
         if not isinstance(value, dict):
             raise ValueError(f"should be a mapping, such as `gpus: A10:1` on a line of its own; found {q.shown(value)}")
+        if (odd := next((key for key in value if not str(key).isprintable()), None)) is not None:
+            raise ValueError(f"unknown field {odd!a}")  # pydantic's own words for half a character say less
         return {key: item for key, item in value.items() if item is not None or key not in cls.model_fields}
 
 
@@ -261,6 +267,73 @@ class Resources(Fields):
         )
 
 
+class Checkpoints(Fields):
+    """An object store that keeps what a job has written, and gives it to the next machine."""
+
+    bucket: Bucket | None = Field(
+        default=None,
+        description="The bucket, and a prefix in it; left out, checkpoints go into none.",
+        examples=["s3://my-bucket/runs", "s3://my-bucket-1250000000"],
+    )
+    endpoint: Endpoint | None = Field(
+        default=None,
+        description="The store's address; left out, that of the session's cloud in its region, or Amazon's.",
+        examples=["https://cos.ap-guangzhou.myqcloud.com", "http://192.0.2.7:9000"],
+    )
+    region: Line | None = Field(
+        default=None, description="The bucket's region; left out, the machine's.", examples=["cn-hangzhou"]
+    )
+    every: Period = Field(
+        default=10 * q.MINUTE,
+        description="How often what the job has written goes into the bucket, from 1s to 1d.",
+        examples=["10m", "1h"],
+    )
+    keep: Switch = Field(
+        default=False, description="They stay in the bucket when the session goes down.", examples=[False, True]
+    )
+
+
+class Tune(Fields):
+    """A search over parameters of the job's command."""
+
+    params: Annotated[Mapping[str, str | tuple[str, ...]], BeforeValidator(space.parse_parameters)] = Field(
+        default={},
+        description="What each parameter may be: a list of values, or a range as FROM:TO, FROM:TO:log or FROM:TO:STEP.",
+        examples=[{"lr": "0.001:0.1:log", "batch-size": [50, 100]}],
+        json_schema_extra={"additionalProperties": _any_of(_SCALAR, {"type": "array", "items": _SCALAR}).json_schema},
+    )
+    trials: Count = Field(
+        default=0, description="How many, failed ones too; 0: 20, or all of a grid.", examples=[20, 100]
+    )
+    sampler: Sampler = Field(
+        default="tpe",
+        description="Who chooses: tpe learns from the trials before, random doesn't, grid tries all.",
+        examples=["tpe", "random", "grid"],
+    )
+    metric: Line = Field(
+        default="test_accuracy",
+        description="The number that decides, as metrics.jsonl, metrics.json, summary.json or the log have it.",
+        examples=["test_accuracy", "loss"],
+    )
+    minimize: Switch = Field(default=False, description="The least of it is the best.", examples=[False, True])
+    jobs_per_machine: Count = Field(
+        default=0, description="Trials at once on each machine; 0: one a GPU, or one.", examples=[0, 2]
+    )
+    max_failures: Count = Field(default=5, description="So many failed trials in a row end the search.", examples=[5])
+
+    @model_validator(mode="after")
+    def _a_grid_is_finite(self) -> Tune:
+        size = 1
+        for name, value in self.params.items() if self.sampler == "grid" else ():
+            try:
+                size *= len(space.parse(name, value).grid())
+            except ValueError as error:
+                raise q.BadItem("params", str(error)) from None
+        if size > space.MOST_OF_A_GRID:
+            raise q.BadItem("params", f"the grid has {size:,} points, too many; give fewer values, or sampler: random")
+        return self
+
+
 class Config(Fields):
     """A machine, and the job that runs on it."""
 
@@ -323,12 +396,22 @@ class Config(Fields):
         "machine that can be had.",
         examples=[False, True],
     )
+    checkpoints: Checkpoints = Field(
+        default=Checkpoints(),
+        description="Where what a job has written is kept besides, for the next machine.",
+        examples=[{"bucket": "s3://my-bucket/runs", "every": "10m"}],
+    )
     log_limit: Size = Field(
         default=1,
         description="GiB of a job's log that its machine keeps: the beginning and the newest; 0 keeps all.",
         examples=[1, "200MB"],
     )
 
+    tune: Tune = Field(
+        default=Tune(),
+        description="What `orchestrate tune` searches.",
+        examples=[{"params": {"lr": "0.001:0.1:log"}, "trials": 20}],
+    )
     state: Place | None = Field(
         default=None,
         description="Where the engine's state is kept, as Pulumi names such places: file://, s3://, gs://, azblob:// "
@@ -415,7 +498,7 @@ def _file_in(folder: Path) -> Path | None:
 
 # ------------------------------------------------------------------- the flags
 
-_SECTIONS = ("resources", "envs", "inputs")
+_SECTIONS = ("resources", "envs", "inputs", "tune")
 
 
 def override(
@@ -430,7 +513,9 @@ def override(
     tree = config.model_dump(mode="json", exclude_unset=True)
     names: dict[Loc, str] = {}
     for loc, value in _places(flags):
-        section = tree.setdefault(loc[0], {}) if len(loc) > 1 else tree
+        section = tree
+        for part in loc[:-1]:
+            section = section.setdefault(part, {})
         is_path = loc[0] in ("workdir", "inputs") and isinstance(value, (str, Path))
         section[loc[-1]] = _from(cwd or Path.cwd(), Path(str(value))) if is_path else value
         names[loc] = _flag(loc, labels or {})
@@ -443,7 +528,7 @@ def _places(flags: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], obje
         if value is None:
             continue
         if dot and head in _SECTIONS:
-            yield (head, tail), value
+            yield (head, *(tail.split(".", 1) if head == "tune" else [tail])), value
         elif key in _SECTIONS and isinstance(value, Mapping):
             yield from (((key, str(name)), item) for name, item in value.items() if item is not None or key == "envs")
         else:
@@ -455,7 +540,7 @@ def _flag(loc: tuple[str, ...], labels: Mapping[str, str]) -> str:
     name = ".".join(loc)
     if name in labels:
         return labels[name]
-    if loc[0] == "resources":
+    if loc[0] in ("resources", "tune"):
         return "--" + loc[-1].replace("_", "-")
     return " ".join([labels.get(loc[0], "--" + loc[0].replace("_", "-")), *loc[1:]])
 
@@ -503,6 +588,9 @@ def _advice(loc: Loc) -> str:
     """What the user most likely meant by an unknown field."""
     inside = loc[0] == "resources" and len(loc) > 1
     word = str(loc[-1]).lower().replace("-", "_")
+    sections: dict[str | int, type[Fields]] = {"checkpoints": Checkpoints, "tune": Tune}
+    if loc[0] in sections and (own := q.closest(word, sections[loc[0]].model_fields)):
+        return f"; did you mean {own}?"
     near, far = (Resources, Config) if inside else (Config, Resources)
     if word in NOT_OURS:
         return f"; {NOT_OURS[word]}"
@@ -576,10 +664,12 @@ def schema() -> dict[str, Any]:
     """The JSON schema of `orchestrate.yaml`, for editors."""
     found = Config.model_json_schema()
     whole = Config().model_dump(mode="json")
-    defaults = {**whole, **whole["resources"], "resources": None}
-    for section in (found, found["$defs"]["Resources"]):
-        for name, values in section["properties"].items():
-            section["properties"][name] = _with_default(values, defaults[name])
+    sections = {"resources": "Resources", "checkpoints": "Checkpoints", "tune": "Tune"}
+    defaults = {**whole, **dict.fromkeys(sections)}
+    parts = [(found, defaults), *((found["$defs"][title], whole[name]) for name, title in sections.items())]
+    for section, values in parts:
+        for name, form in section["properties"].items():
+            section["properties"][name] = _with_default(form, values[name])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": FILES[0]}
 
 

@@ -47,6 +47,17 @@ Detach = Annotated[bool, Opt("--detach", "-d", help="Queue it and return.")]
 Recover = Annotated[
     bool, Opt("--recover", help="Where the machine is lost, go on on another from what came home last.")
 ]
+Params = Annotated[
+    list[str] | None,
+    Opt("--param", "-p", metavar="NAME=VALUES", help="lr=0.001:0.1:log, hidden=16:256:16 or batch-size=50,100."),
+]
+Trials = Annotated[int | None, Opt(min=1, metavar="N", help="How many; left out: 20, or all of a grid.")]
+Sampler = Annotated[str | None, Opt(metavar="NAME", help="tpe, random or grid; left out: tpe.")]
+Metric = Annotated[str | None, Opt(metavar="NAME", help="The number that decides; left out: test_accuracy.")]
+Minimize = Annotated[bool | None, Opt("--minimize/--maximize", help="Whether the least of it is the best.")]
+JobsPerMachine = Annotated[int | None, Opt(min=1, metavar="N", help="Trials at once; left out: one a GPU, or one.")]
+MaxFailures = Annotated[int | None, Opt(min=1, metavar="N", help="So many in a row end it; left out: 5.")]
+Fresh = Annotated[bool, Opt("--fresh", help="Begin anew, though the same words have been searched before.")]
 PassExitCode = Annotated[bool, Opt("--pass-exit-code", help="Exit with the job's own code instead of 10.")]
 Discard = Annotated[
     bool,
@@ -57,6 +68,7 @@ Install = Annotated[bool, Opt("--install", help="With --config: have ~/.ssh/conf
 Every = Annotated[bool, Opt("--all", "-a", help="Past sessions too.")]
 Follow = Annotated[bool, Opt("--follow", "-f", help="Go on from the byte where you stopped, until the job ends.")]
 FromStart = Annotated[bool, Opt("--from-start", help="With -f: from the first byte.")]
+OneNode = Annotated[int | None, Opt("--node", metavar="N", help="Of several machines that one's alone.")]
 DeployTo = Annotated[str, Opt("--to", metavar="PLACE", help="local, edge or cloud.")]
 RunFolder = Annotated[
     Path | None, Opt("--run", metavar="FOLDER", help="A run's folder; left out: the session's latest at home.")

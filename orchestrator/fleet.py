@@ -7,10 +7,12 @@ record has it; how another machine's part does is remembered here, and its resul
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator import jobs
@@ -24,6 +26,7 @@ from orchestrator.wire import Wire
 
 T = TypeVar("T")
 MOST_AT_ONCE = 64  # machines
+SHOWN = ".shown"  # in the results of another machine than the first: how many bytes of the log a person has seen
 
 
 class Fleet:
@@ -62,6 +65,23 @@ class Fleet:
                 raise
         return [future.result() for future in futures]
 
+    def of(self, node: int | None) -> Fleet:
+        """The part of it that a job on that machine alone needs; all of it for a job of all machines."""
+        if node is None:
+            return self
+        part = copy.copy(self)
+        part.machines = tuple(machine for machine in self.machines if machine.node == node)
+        part.hosts = [host for host, machine in zip(self.hosts, self.machines, strict=True) if machine.node == node]
+        return part
+
+    def refresh(self, store: Store, known: list[Job], timeout_s: float = 30) -> None:
+        """Brings the record up to what the jobs' machines say of them. Raises MachineError, Unreachable."""
+        for machine, host in zip(self.machines, self.hosts, strict=True):
+            there = [job for job in known if (job.node or 0) == machine.node]
+            if there or machine.node == 0:
+                with host.agent(timeout_s) as wire:
+                    jobs.refresh(wire, store, there)
+
     def tell_others(self, node: int, words: Callable[[Wire], Any]) -> None:
         """Says something to all machines but that one. Who can't be reached isn't told."""
         for other, host in enumerate(self.hosts):
@@ -74,28 +94,63 @@ class Fleet:
         others = [part_of(job, node) for node in range(1, len(self.hosts))]
         return [(store, job), *((Part(store, part), part) for part in others)]
 
-    def watchers(self, watcher: Watcher) -> list[Watcher]:
-        """The same watcher for each machine; of several, each line begins with the machine's number."""
-        if len(self.hosts) == 1:
-            return [watcher]
-        one_at_a_time = threading.Lock()
-        return [Prefixed(watcher, node, one_at_a_time) for node in range(len(self.hosts))]
+    def watchers(self, watcher: Watcher, only: int | None = None) -> list[Watcher]:
+        """The same watcher for each machine; see `watchers`."""
+        return watchers(watcher, len(self.hosts), only)
+
+
+def watchers(watcher: Watcher, machines: int, only: int | None = None) -> list[Watcher]:
+    """The same watcher for each of so many machines; of several, each line begins with the machine's number.
+
+    With `only` that machine's alone has the log and the progress, as they are.
+    """
+    if machines == 1:
+        return [watcher]
+    if only is not None:
+        return [watcher if node == only else Mute(watcher) for node in range(machines)]
+    one_at_a_time = threading.Lock()
+    return [Prefixed(watcher, node, one_at_a_time) for node in range(machines)]
 
 
 def part_of(job: Job, node: int) -> Job:
     """The job on that machine."""
-    return replace(job, results=job.results / f"node-{node}", state="submitting", pulled=False) if node else job
+    if not node:
+        return job
+    results = job.results / f"node-{node}"
+    return replace(job, results=results, state="submitting", pulled=False, shown=read_shown(results))
+
+
+def read_shown(results: Path) -> int:
+    """How many bytes of the log of another machine than the first a person has seen."""
+    try:
+        return max(int((results / SHOWN).read_text()), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def keep_shown(store: Store, part: Job) -> None:
+    """Remembers how many bytes of its log a person has seen."""
+    if part.results.name.startswith("node-"):
+        with contextlib.suppress(OSError):
+            (part.results / SHOWN).write_text(str(part.shown))
+    else:
+        store.update_job(part, shown=part.shown)
 
 
 class Part:
-    """What the record is for the first machine's part of a job, for another's: in memory."""
+    """What the record is for the first machine's part of a job, for another's: in memory.
 
-    def __init__(self, store: Store, job: Job) -> None:
-        self.store, self.job = store, job
+    How much of its log was shown is kept where it `keeps`.
+    """
+
+    def __init__(self, store: Store, job: Job, keeps: bool = True) -> None:
+        self.store, self.job, self.keeps = store, job, keeps
 
     def update_job(self, job: Job, **fields: Any) -> None:
         """Sets some of its fields."""
         self.job = replace(self.job, **fields)
+        if "shown" in fields and self.keeps:
+            keep_shown(self.store, self.job)
 
     def reread(self, job: Job) -> Job:
         """It as it is now."""
@@ -104,6 +159,30 @@ class Part:
     def is_open(self, session_id: int) -> bool:
         """Whether the session is neither closed nor being closed."""
         return self.store.is_open(session_id)
+
+
+@dataclass
+class Mute:
+    """A watcher of one machine among several, of which only what is said is shown."""
+
+    watcher: Watcher
+
+    def say(self, line: str) -> None:
+        """A step, or what is being waited for."""
+        self.watcher.say(line)
+
+    def agrees(self, proposal: Any) -> bool:
+        """Nothing is rented here."""
+        return self.watcher.agrees(proposal)
+
+    def log(self, data: bytes) -> None:
+        """Not shown."""
+
+    def progress(self, progress: dict[str, Any] | None) -> None:
+        """Not shown."""
+
+    def close(self) -> None:
+        """There is nothing to be shown."""
 
 
 @dataclass

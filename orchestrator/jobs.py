@@ -61,6 +61,9 @@ class Spec:
     address: str = ""  # of several machines, where the others reach this one
     restore: str | None = None  # the tree that it had written before it was lost elsewhere
     log_start: int = 0  # bytes of its log until then
+    attempt: str = ""  # of a job that was lost: another one each time that it is begun again
+    recover: bool = False  # after a reboot the machine itself begins it again
+    slot: int | None = None  # its place among jobs that run side by side; without, it runs alone on the machine
 
     @property
     def words(self) -> str:
@@ -70,10 +73,15 @@ class Spec:
         return lines[0] + (" ..." if len(lines) > 1 else "") if lines else ""
 
 
-def submit(wire: Wire, session: str, job: Job, spec: Spec, env: dict[str, str]) -> None:
-    """Queues the job on the machine. Asked twice, it is one job. Raises MachineError, Unreachable."""
+def submit(
+    wire: Wire, session: str, job: Job, spec: Spec, env: dict[str, str], bucket: dict[str, Any] | None = None
+) -> None:
+    """Queues the job on the machine; with `bucket`, what it needs to keep checkpoints there.
+
+    Asked twice, it is one job. Raises MachineError, Unreachable.
+    """
     sent = {**spec.__dict__, "session": session, "run_id": job.run_id}
-    wire.call("submit", job=job.number, spec=sent, env=env)
+    wire.call("submit", job=job.number, spec=sent, env=env, bucket=bucket)
 
 
 def refresh(wire: Wire, store: Record, jobs: list[Job]) -> None:
@@ -210,19 +218,17 @@ def follow(
     try:
         for piece in log.read(offset):  # what is at home needn't come again
             watcher.log(piece)
-        offset = max(offset, log.read_to)
+        log.read_to = max(offset, log.read_to)
         with pulling(host, job, pull_every_s, watcher.say):
-            _follow(host, store, job, watcher, log, offset, gone)
+            _follow(host, store, job, watcher, log, gone)
     finally:
-        store.update_job(job, shown=log.size)
+        store.update_job(job, shown=log.read_to)
         log.close()
     return store.reread(job)
 
 
-def _follow(
-    host: Host, store: Record, job: Job, watcher: Watcher, log: Log, offset: int, gone: Callable[[], bool]
-) -> None:
-    state, progress = job.state, None
+def _follow(host: Host, store: Record, job: Job, watcher: Watcher, log: Log, gone: Callable[[], bool]) -> None:
+    offset, state, progress = log.read_to, job.state, None
     wire: Wire | None = None
     lost_at: float | None = None
     ask_at = 0.0
@@ -247,7 +253,7 @@ def _follow(
         if data:
             log.write(data, offset)
             watcher.log(data)
-            offset += len(data)
+            offset = log.read_to = offset + len(data)
         if answer["progress"] != progress:
             progress = answer["progress"]
             watcher.progress(progress)
@@ -295,7 +301,9 @@ def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) ->
         while not over.wait(every_s):
             try:
                 wire = wire or host.agent()
-                outputs.pull(wire, job.number, job.outputs, final=False)
+                pulled = outputs.pull(wire, job.number, job.outputs, final=False)
+                if pulled.new_files:
+                    note(job, home={"at": pulled.at})
                 complaint = ""
             except (OrchestrateError, OSError) as error:  # the final pull will raise what doesn't mend itself
                 wire = None
@@ -329,8 +337,9 @@ def bring_home(wire: Wire, store: Record, job: Job, final: bool, tell: sync.Tell
             job.results / "manifest.json",
             {path: {"size": size, "sha256": digest} for path, (size, digest) in sorted(pulled.files.items())},
         )
-        note(job, status=status, usage=usage.bring_home(wire, job))
-        store.update_job(job, pulled=1)
+        home = {"at": pulled.at, "of": status.get("started_at")}
+        note(job, status=status, usage=usage.bring_home(wire, job), home=home)
+        store.update_job(job, pulled=int(status["state"] in ENDED))  # the machine may have begun it again by itself
     return pulled
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from infra import provider
 from infra.errors import InfraError, InUse
-from orchestrator import bootstrap, jobs, payload, rekey, sshconfig, sync
+from orchestrator import bootstrap, bucket, jobs, payload, rekey, sshconfig, sync
 from orchestrator.errors import (
     Elsewhere,
     JobFailed,
@@ -49,6 +49,7 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
     """Machines that are ready: those of this session, or new ones. Raises OrchestrateError, with nothing left."""
     clouds = allowed(config, simulate)
     check_state(config, watcher)
+    bucket.check(config, clouds, simulate)
     with store.lock(name):
         session = store.find(name)
         if session is not None:
@@ -221,6 +222,8 @@ def rolled_back(store: Store, session: Session, clouds: Clouds, watcher: Watcher
             store.note(session, f"up failed: {str(error) or type(error).__name__}")
         watcher.say("removing what was made")
         take_away(store, session, clouds[session.provider], watcher)
+        if isinstance(error, Unreachable):  # whose code would say that something may still run there
+            raise OrchestrateError(f"{error}; nothing of it is left", error.hint) from error
         raise
 
 
@@ -250,23 +253,33 @@ def start(
     lost: Job | None = None,
 ) -> Job:
     """Checks that the machines are ready, sends the work, queues it: as a new job, or as one that was lost."""
-    cloud, config = load_cloud(session.provider, session.simulated), as_made(session, config)
-    gpus = config.resources.request().gpus
-    say = [watcher.say for watcher in fleet.watchers(watcher)]
-
-    def check(node: int, host: Host) -> bootstrap.Ready:
-        with host.agent() as wire:
-            return bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, say[node])
-
+    config = as_made(session, config)
     with store.lock(session.name):
-        ready = fleet.each(check)
-        load = payload.gather(config, argv, store.folder, ready, cloud.spot_notice)
+        ready, load = check(fleet, store, session, config, argv, watcher)
         if lost is None:
             job = payload.submit(store, session, config, fleet, ready, load, watcher)
         else:
             job = payload.submit_again(store, session, fleet, ready, load, watcher, lost)
     watcher.say(f"job {job.number}: {job.command}")
     return job
+
+
+def check(
+    fleet: Fleet, store: Store, session: Session, config: Config, argv: list[str] | None, watcher: Watcher
+) -> tuple[list[bootstrap.Ready], payload.Load]:
+    """The machines, checked to be ready, and what is to be sent to them."""
+    cloud, gpus = load_cloud(session.provider, session.simulated), config.resources.request().gpus
+    say = [watcher.say for watcher in fleet.watchers(watcher)]
+
+    def look(node: int, host: Host) -> bootstrap.Ready:
+        with host.agent() as wire:
+            ready = bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, say[node])
+            if config.recover and len(fleet.hosts) == 1:  # of several, the client begins all again together
+                bootstrap.survive_reboots(wire, not (cloud.keeps_disk or session.simulated), say[node])
+            return ready
+
+    ready = fleet.each(look)
+    return ready, payload.gather(config, argv, store.folder, ready, cloud.spot_notice)
 
 
 def as_made(session: Session, config: Config) -> Config:
@@ -277,33 +290,48 @@ def as_made(session: Session, config: Config) -> Config:
     return config.model_copy(update={"resources": resources})
 
 
-def finish(fleet: Fleet, store: Store, session: Session, job: Job, watcher: Watcher, offset: int) -> Job:
+def finish(
+    fleet: Fleet,
+    store: Store,
+    session: Session,
+    job: Job,
+    watcher: Watcher,
+    offset: int | None,
+    only: int | None = None,
+) -> Job:
     """Follows the job to its end, then brings all of its results home. Raises MachineGone where it has no machine.
 
+    `offset`: from which byte of the log on; None: from where it was seen last. `only`: the one machine whose is shown.
     Of several machines the first that fails ends the others' parts, and its reason is the job's.
     """
-    parts, watchers = fleet.parts(store, job), fleet.watchers(watcher)
+    fleet = fleet.of(job.node)
+    parts, watchers = fleet.parts(store, store.reread(job)), fleet.watchers(watcher, only)
     failed: list[tuple[int, Job]] = []
 
     def follow(node: int, host: Host) -> None:
         record, part = parts[node]
-        seen = offset if node == 0 or not offset else jobs.size_at_home(part)
+        seen = part.shown if offset is None else offset
         pull_every_s = payload.setting(job, "pull_every", 30)
-        ended = jobs.follow(
-            host, record, part, watchers[node], seen, pull_every_s, lambda: is_gone(session, fleet.machines[node])
-        )
+        with bucket.renewed(host, session, job, node, watchers[node].say):
+            ended = jobs.follow(
+                host, record, part, watchers[node], seen, pull_every_s, lambda: is_gone(session, fleet.machines[node])
+            )
         watchers[node].close()
         if ended.state in ("failed", "lost") and len(parts) > 1:
             failed.append((node, ended))
             fleet.tell_others(node, lambda wire: wire.call("stop", job=job.number))
 
     fleet.each(follow)
-    pulled = bring_home(fleet, store, job, watcher.progress)
+    with coming_home(job):
+        pulled = bring_home(fleet, store, job, watcher.progress)
     job = store.reread(job)
     if failed and failed[0][0]:
         node, part = failed[0]
         store.update_job(job, state=part.state, code=part.code, reason=f"machine {node}: {part.reason}")
         job = store.reread(job)
+    if not job.ended:
+        watcher.say("the machine was rebooted, and has begun the job again by itself")
+        return finish(fleet, store, session, job, watcher, None, only)
     watcher.say(f"results: {len(pulled.files)} files in {job.where}")
     if pulled.skipped:
         watcher.say(f"not taken (links, not readable, or ours): {', '.join(map(sync.shown, pulled.skipped[:5]))}")
@@ -320,11 +348,23 @@ def is_gone(session: Session, machine: MachineRow) -> bool:
     return not (left if cloud.keeps_disk else [one for one in left if machine.id in one])
 
 
+@contextlib.contextmanager
+def coming_home(job: Job) -> Iterator[None]:
+    """Around the results' way home: a line that breaks then leaves no fate unknown, only a transfer incomplete."""
+    try:
+        yield
+    except Unreachable as error:
+        raise TransferIncomplete(
+            f"{error}; not all results of job {job.number} are here", "`orchestrate pull` goes on where it was cut"
+        ) from error
+
+
 def bring_home(fleet: Fleet, store: Store, job: Job, tell: sync.Tell | None = None) -> sync.Pulled:
     """All results of a job that has ended, from every machine, verified.
 
     The first machine's come last: the record says that the job is at home only when all of it is.
     """
+    fleet = fleet.of(job.node)
     parts = fleet.parts(store, job)
     pulled = sync.Pulled({}, 0, 0, [])
     for node in reversed(range(len(parts))):
@@ -336,6 +376,7 @@ def bring_home(fleet: Fleet, store: Store, job: Job, tell: sync.Tell | None = No
 
 def stop(fleet: Fleet, store: Store, job: Job, watcher: Watcher) -> None:
     """Ends the job on every machine, with time for a checkpoint."""
+    fleet = fleet.of(job.node)
     parts, watchers = fleet.parts(store, job), fleet.watchers(watcher)
     grace_s = payload.setting(job, "stop_grace", 30)
 
@@ -368,7 +409,9 @@ def down(store: Store, name: str, watcher: Watcher, discard: bool = False) -> Se
             cloud.believe(session.folder)
         else:
             bring_everything_home(store, session, cloud, watcher)
-        return take_away(store, session, cloud, watcher)
+        closed = take_away(store, session, cloud, watcher)
+        bucket.remove(store, closed, watcher.say)
+        return closed
 
 
 def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> None:
@@ -380,8 +423,7 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
     kept: TransferIncomplete | None = None
     try:
         with Fleet(session) as fleet:
-            with fleet.first.agent() as wire:
-                jobs.refresh(wire, store, waiting)
+            fleet.refresh(store, waiting)
             for job in reversed(waiting):  # the queued ones first, so that none starts meanwhile
                 if not store.reread(job).ended:
                     stop(fleet, store, job, watcher)
@@ -401,7 +443,8 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
                 f"try again; `orchestrate down {session.name} --discard` gives the results up",
             ) from error
         raise TransferIncomplete(
-            f"the machine has ended by itself, and the results of job {listed} did not all come home",
+            f"the machine has ended by itself, and the results of job {listed} did not all come home"
+            + bucket.mention(session, waiting),
             f"`orchestrate up {session.name}` starts it again, with them on it" * cloud.keeps_disk
             or f"nothing is billing; `orchestrate down {session.name} --discard` gives them up and closes the session",
         ) from error
@@ -431,8 +474,10 @@ def end_machines(session: Session, cloud: provider.Cloud, watcher: Watcher) -> N
         raise Locked(str(error), error.hint) from error
     except InfraError as error:
         named = "".join(f"; {one}" for one in getattr(error, "survivors", ()))
+        ids = [machine.id for machine in session.machines if machine.ended_at is None]
+        machines = f"machine {', '.join(ids)}" if ids else "the machine"
         raise MayStillBill(
-            f"the machine of {session.name!r} may still be there: {error}{named}", error.hint or again
+            f"{machines} of {session.name!r} may still be there: {error}{named}", error.hint or again
         ) from error
     if left:
         raise MayStillBill(f"still there of session {session.name!r}: {'; '.join(left)}", again)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.provider import SpotNotice
-from orchestrator import jobs, sync
+from orchestrator import bucket, jobs, sync
 from orchestrator.bootstrap import Ready
 from orchestrator.errors import OrchestrateError, Unreachable, UsageError
 from orchestrator.fleet import Fleet, part_of
@@ -65,25 +65,35 @@ def gather(config: Config, argv: list[str] | None, records: Path, ready: list[Re
         timeout_s=config.timeout,
         log_bytes=int(config.log_limit * 2**30),
         spot=spot.__dict__ if spot and config.resources.spot else None,
+        recover=config.recover and len(ready) == 1,  # of several, all begin again together
     )
     trees = [tree for tree in (work, *(tree for tree, _ in inputs.values()), library) if tree]
     return Load(spec, env, trees, work, gpus)
 
 
 def submit(
-    store: Store, session: Session, config: Config, fleet: Fleet, ready: list[Ready], load: Load, watcher: Watcher
+    store: Store,
+    session: Session,
+    config: Config,
+    fleet: Fleet,
+    ready: list[Ready],
+    load: Load,
+    watcher: Watcher,
+    node: int | None = None,
+    run_id: str = "",
 ) -> Job:
-    """Records the job, sends what it needs, queues it, on each machine.
+    """Records the job, sends what it needs, queues it, on each machine; with `node` on that one, the fleet's only.
 
     Raises OrchestrateError; then it is recorded as not started.
     """
     started = time.monotonic()
     results = config.workdir_path() / "results" / session.name
-    job = store.add_job(session, uuid.uuid4().hex, load.spec.words, list(config.outputs), results)
+    job = store.add_job(session, run_id or uuid.uuid4().hex, load.spec.words, list(config.outputs), results, node)
     try:
         push(fleet, load.trees, watcher)
         seconds = round(time.monotonic() - started, 3)
         write_record(job, session, config, load.spec, load.env, ready[0], load.work, seconds)
+        bucket.note(job, config, session)
         queue(fleet, session, job, load, ready, watcher)
     except Unreachable:
         raise  # its fate is unknown: it stays "submitting", and the next look at the machine tells
@@ -100,9 +110,21 @@ def submit_again(
 
     On a machine that still has the job it goes on in its own folder; a new one is sent what came home of it.
     """
-    written = [sync.read_tree(part.results, sync.written(part.results)) for _, part in fleet.parts(store, job)]
-    push(fleet, [*load.trees, *written], watcher)
-    queue(fleet, session, job, load, ready, watcher, [tree.id for tree in written])
+    parts, watchers = fleet.parts(store, job), fleet.watchers(watcher)
+    push(fleet, load.trees, watcher)
+
+    def restore(node: int, host: Host) -> str | None:
+        with host.agent() as wire:
+            if str(job.number) in wire.call("jobs"):
+                return None
+            if fetched := bucket.restore(wire, session, job, node, watchers[node].say):
+                return fetched
+            written = sync.read_tree(parts[node][1].results, sync.written(parts[node][1].results))
+            say_pushed(sync.push(wire, written, watchers[node].progress), written, watchers[node].say)
+            return written.id
+
+    load = replace(load, spec=replace(load.spec, attempt=uuid.uuid4().hex))
+    queue(fleet, session, job, load, ready, watcher, fleet.each(restore))
     store.update_job(job, state="submitting", code=None, reason="", ended_at=None, pulled=0)
     return store.reread(job)
 
@@ -126,9 +148,9 @@ def queue(
     load: Load,
     ready: list[Ready],
     watcher: Watcher,
-    restore: list[str] | None = None,
+    restore: list[str | None] | None = None,
 ) -> None:
-    """Queues the job on each machine. With `restore`, trees by machine, it has run before, and wrote these."""
+    """Queues the job on each machine. With `restore` it has run before: by machine the tree to be put there, if any."""
     watchers, several = fleet.watchers(watcher), len(ready) > 1
 
     def on(node: int, host: Host) -> None:
@@ -136,17 +158,32 @@ def queue(
         spec = replace(load.spec, python=ready[node].python, address=address)
         if restore is not None:
             spec = replace(spec, restore=restore[node], log_start=jobs.size_at_home(part_of(job, node)))
-        env = {**group(fleet.machines, job, load.gpus, node), **load.env}
+        env = {**price(fleet.machines), **group(fleet.machines, job, load.gpus, node), **promise(session), **load.env}
+        kept = bucket.grant(session, job, node, watchers[node].say if restore else None)
         try:
             with host.agent() as wire:
-                jobs.submit(wire, session.name, job, spec, env)
+                jobs.submit(wire, session.name, job, spec, env, kept)
         except Unreachable:  # the reply may be lost, and the job be there: asked twice it is one job
             watchers[node].say("the line broke while the job was submitted; asking again")
             host.close()
             with host.agent() as wire:
-                jobs.submit(wire, session.name, job, spec, env)
+                jobs.submit(wire, session.name, job, spec, env, kept)
 
     fleet.each(on)
+
+
+def price(machines: tuple[MachineRow, ...]) -> dict[str, str]:
+    """What a job is told of what its machines cost an hour, all together; nothing where it isn't known, or is 0."""
+    prices = [machine.price_per_hour for machine in machines if machine.price_per_hour]
+    currencies = {machine.currency for machine in machines}
+    if len(prices) < len(machines) or len(currencies) != 1 or not machines[0].currency:
+        return {}
+    count = f"{len(machines)} x " if len(machines) > 1 else ""
+    return {
+        "ORCHESTRATE_PRICE_PER_HOUR": f"{sum(prices):g}",
+        "ORCHESTRATE_CURRENCY": machines[0].currency,
+        "ORCHESTRATE_MACHINE": count + machines[0].instance_type,
+    }
 
 
 def distributed(argv: list[str] | None, nodes: int, gpus: int) -> list[str] | None:
@@ -163,7 +200,13 @@ def distributed(argv: list[str] | None, nodes: int, gpus: int) -> list[str] | No
 
 
 def group(machines: tuple[MachineRow, ...], job: Job, gpus: int, node: int) -> dict[str, str]:
-    """What a job's part is told of the others: our own variables, and torchrun's (PET_...) for whoever starts it."""
+    """What a job's part is told of the others: our own variables, and torchrun's (PET_...) for whoever starts it.
+
+    torchrun gives out ranks in the order of what the machines call themselves, and dials the first alone. So only that
+    one goes by its address: the others' names keep the order of their numbers, whatever addresses they have, and the
+    first machine writes the checkpoints also after another has taken its place. Each start of the group meets in a
+    store of its own: in one that is kept, it would find the addresses of the processes before.
+    """
     if len(machines) < 2 and gpus < 2:
         return {}
     head = machines[0].private_address
@@ -176,9 +219,17 @@ def group(machines: tuple[MachineRow, ...], job: Job, gpus: int, node: int) -> d
         "PET_RDZV_BACKEND": "c10d",
         "PET_RDZV_ENDPOINT": f"{head}:{port}",
         "PET_RDZV_ID": job.run_id,
-        "PET_LOCAL_ADDR": machines[node].private_address,
+        "PET_RDZV_CONF": f"is_host={not node}",  # else torch asks what the host's name means, which nobody may know
+        "PET_LOCAL_ADDR": f"machine-{node:04}" if node else head,
         "PET_MAX_RESTARTS": str(RESTARTS),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
+
+
+def promise(session: Session) -> dict[str, str]:
+    """So that our trainer never takes the CPU in place of a GPU that was asked for. Simulated machines have none."""
+    asked = json.loads(session.resources or "{}").get("gpus", "none")
+    return {} if asked == "none" or session.simulated else {"ORCHESTRATE_GPUS": asked}
 
 
 def what_to_run(config: Config, argv: list[str] | None) -> tuple[list[str] | None, str | None]:

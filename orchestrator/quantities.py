@@ -25,6 +25,8 @@ COUNT = r"^\s*([0-9]{1,5})\s*\+?\s*$"
 GPUS = r"^\s*(?:[nN]one|[0-9]{1,2}|([A-Za-z][A-Za-z0-9._-]*)(?::([1-9][0-9]?))?)\s*$"
 ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$"
 PLACE = r"^(?:file|s3|gs|azblob|https?)://\S+$"
+BUCKET = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[\w.=-]+)*/?$"
+ENDPOINT = r"^https?://[A-Za-z0-9.-]+(?::\d{1,5})?/?$"
 NAME = r"^[a-z](?:[a-z0-9-]{0,29}[a-z0-9])?$"
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 OURS = "ORCHESTRATE_"  # names of variables that the job is given by us
@@ -252,6 +254,22 @@ def parse_place(value: object) -> str:
     if not re.fullmatch(PLACE, text):
         raise ValueError(f"should be a place such as s3://bucket or file:///folder; found {shown(value)}")
     return text
+
+
+def parse_bucket(value: object) -> str:
+    """A bucket, and a prefix in it: s3://name/prefix, without a slash at its end. Raises ValueError."""
+    text = parse_line(value)
+    if not re.fullmatch(BUCKET, text, re.ASCII) or {".", ".."} & set(text.split("/")):
+        raise ValueError(f"should be a bucket, such as s3://my-bucket or s3://my-bucket/runs; found {shown(value)}")
+    return text.rstrip("/")
+
+
+def parse_endpoint(value: object) -> str:
+    """The address of an object store: https://host or http://host:port. Raises ValueError."""
+    text = parse_line(value)
+    if not re.fullmatch(ENDPOINT, text, re.ASCII):
+        raise ValueError(f"should be an address such as https://cos.ap-guangzhou.myqcloud.com; found {shown(value)}")
+    return text.rstrip("/")
 
 
 def parse_name(value: object) -> str:

@@ -1,23 +1,33 @@
 """A job that outlives its machines: preempted, rebooted or lost, it goes on from what came home of it last.
 
-On a machine that is still there it starts again in its own folder. Where the machine is gone, another is made, of the
-next offer that can be had; what the job had written is sent there before it starts, and its log goes on at the byte.
+On a machine that is still there it starts again in its own folder. Where the machine is gone, another is made; what the
+job had written is sent there before it starts, and its log goes on at the byte. Of several machines those that are
+still there are kept, and one of the same kind is made beside them; where that can't be had, all are made anew, of the
+next offer that can.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator import jobs, lifecycle
-from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable
-from orchestrator.fleet import Fleet
+from infra import provider
+from infra.provider import Machine
+from orchestrator import jobs, lifecycle, payload
+from orchestrator.errors import Locked, OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.fleet import Fleet, Part
 from orchestrator.interrupts import one_interrupt
 from orchestrator.lifecycle import as_made, create, end_machines, finish, is_gone, prepare, rolled_back, start
 from orchestrator.market import Clouds, allowed, propose
-from orchestrator.session import load_cloud
-from orchestrator.store import Job, Session, Store
+from orchestrator.session import keys, load_cloud, mapped, seeded_key
+from orchestrator.ssh import Host
+from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
+from orchestrator.wire import MachineError
 
 if TYPE_CHECKING:
     from orchestrator.config import Config
@@ -30,62 +40,148 @@ def run(
     store: Store, session: Session, config: Config, argv: list[str] | None, watcher: Watcher, detach: bool = False
 ) -> Job:
     """As lifecycle.run, and whenever the job or its machine is lost, once more. Raises OrchestrateError."""
+    config = config.model_copy(update={"recover": True})  # by the flag, it may not be
     if detach:
         return lifecycle.run(store, session, config, argv, watcher, detach)
-    job: Job | None = None
-    for _ in range(MOST):
-        with Fleet(session) as fleet:
-            job = start(fleet, store, session, config, argv, watcher, lost=job)
-            ended = see_through(fleet, store, session, job, watcher)
-        if ended.state != "lost":
-            return ended
-        job = ended
-        store.note(session, f"job {job.number} lost: {job.reason}")
-        watcher.say(f"job {job.number} was lost ({job.reason}); it goes on from what came home of it")
-        if job.reason.startswith("preempted") or all_gone(session):
-            session = elsewhere(store, session, config, watcher)
-            where = f"{session.machine.instance_type} in {session.machine.region}" if session.machine else "nowhere"
-            store.note(session, f"job {job.number} goes on, on {where}")
-    raise OrchestrateError(f"job {job and job.number} was lost {MOST} times", "does it break its machines?")
+    with Fleet(session) as fleet:
+        job = start(fleet, store, session, config, argv, watcher)
+    with store.keeping(session, job):
+        for _ in range(MOST):
+            job = see_through(store, session, job, watcher)
+            if job.state != "lost":
+                return job
+            store.update_job(job, state="lost", reason=job.reason)
+            store.note(session, f"job {job.number} lost: {job.reason}")
+            watcher.say(f"job {job.number} was lost ({job.reason}); it goes on from what came home of it")
+            gone = lost_machines(session, job)
+            if gone:
+                bring_rest_home(store, session, job, gone, watcher)
+                session = anew(store, session, config, gone, watcher)
+                store.note(session, f"job {job.number} goes on, on {where(session)}")
+            with Fleet(session) as fleet:
+                job = start(fleet, store, session, config, argv, watcher, lost=job)
+    raise OrchestrateError(f"job {job.number} was lost {MOST} times", "does it break its machines?")
 
 
-def see_through(fleet: Fleet, store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
-    """Follows the job to its end, over a reboot of its machine too; one whose machine is gone is lost."""
+def see_through(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
+    """Follows the job to its end, over a reboot of a machine too; one of which a machine is gone is lost."""
     for again in reversed(range(REBOOTS)):
         try:
-            return finish(fleet, store, session, job, watcher, jobs.size_at_home(job))
+            with Fleet(session) as fleet:
+                return finish(fleet, store, session, job, watcher, offset=None)
         except (Unreachable, TransferIncomplete) as error:
-            if all_gone(session):
+            if lost_machines(session, job):
                 return replace(job, state="lost", reason=str(error))
-            if not again or fleet.first.retired:
+            if not again:
                 raise
             watcher.say(f"{error}; waiting for the machine, which is still there")
-            fleet.first.close()
-            fleet.first.wait(REBOOT_S, watcher.say)
+        with contextlib.suppress(Unreachable), Fleet(session) as fleet:  # the cloud is asked again whether it's there
+            fleet.each(lambda node, host: host.wait(REBOOT_S, watcher.say))
     raise AssertionError("the last try returns or raises")
 
 
-def all_gone(session: Session) -> bool:
-    """Whether one of the session's machines is gone: then all are made anew."""
-    return any(is_gone(session, machine) for machine in session.machines)
+def lost_machines(session: Session, job: Job) -> list[MachineRow]:
+    """Those that the cloud has no more, and the one that it is about to take."""
+    notice = re.match(r"(?:machine (\d+): )?preempted", job.reason)
+    taken = int(notice[1] or 0) if notice else None
+    return [machine for machine in session.machines if machine.node == taken or is_gone(session, machine)]
 
 
-def elsewhere(store: Store, session: Session, config: Config, watcher: Watcher) -> Session:
-    """New machines in place of those that are lost, of which nothing is left before. Raises OrchestrateError."""
+def where(session: Session) -> str:
+    """The machines that a job goes on, in words."""
+    if session.machine is None:
+        return "nowhere"
+    several = f"{len(session.machines)} x " if len(session.machines) > 1 else ""
+    return f"{several}{session.machine.instance_type} in {session.machine.region}"
+
+
+def bring_rest_home(store: Store, session: Session, job: Job, gone: Sequence[MachineRow], watcher: Watcher) -> None:
+    """Ends the job's parts on the machines that are still there, and brings home what they have written.
+
+    What can't be had of them now is on their disks when the job begins again there.
+    """
+    grace_s = payload.setting(job, "stop_grace", 30)
+    with Fleet(session) as fleet:
+        parts, say = fleet.parts(store, job), [one.say for one in fleet.watchers(watcher)]
+
+        def end(node: int, host: Host) -> None:
+            part = parts[node][1]
+            if fleet.machines[node] in gone:
+                return
+            try:
+                with host.agent() as wire:
+                    record = Part(store, part)  # to the record the job is lost, whatever becomes of this part
+                    jobs.stop(wire, record, part, grace_s, say[node])
+                    jobs.bring_home(wire, record, part, final=True)
+            except (Unreachable, MachineError, TransferIncomplete) as error:
+                say[node](f"its part of job {job.number} did not all come home: {error}")
+
+        fleet.each(end)
+
+
+def anew(store: Store, session: Session, config: Config, gone: Sequence[MachineRow], watcher: Watcher) -> Session:
+    """Machines in place of those that are gone; if need be, and of one alone, all of them, of which nothing is left.
+
+    Raises OrchestrateError.
+    """
     config = as_made(session, config)
     clouds: Clouds = allowed(config, session.simulated)
     cloud = clouds.setdefault(session.provider, load_cloud(session.provider, session.simulated))
-    lost = session.machine
     with store.lock(session.name):
         store.set_state(session, "creating")
-        if not cloud.keeps_disk:
-            end_machines(session, cloud, watcher)
         session = store.pick(session.name)
         with one_interrupt(watcher.say), rolled_back(store, session, clouds, watcher):
-            proposal = propose(clouds, session.name, config, watcher.say)
-            taken = (lost.region, lost.instance_type) if lost else None
-            others = sorted(proposal.offers, key=lambda offer: (offer.region, offer.instance_type) == taken)
-            session = create(store, session, clouds, config, replace(proposal, offers=others), watcher)
-            prepare(store, session, config, clouds[session.provider], watcher)
+            if not mended(store, session, config, cloud, gone, watcher):
+                elsewhere(store, session, config, clouds, watcher)
         store.set_state(session, "ready")
     return store.pick(session.name)
+
+
+def mended(
+    store: Store, session: Session, config: Config, cloud: provider.Cloud, gone: Sequence[MachineRow], watcher: Watcher
+) -> bool:
+    """Makes those that are gone anew beside the others, of the same kind; False where all have to be. Raises Locked."""
+    if cloud.mend is None or len(gone) == len(session.machines):
+        return False
+    _, _, host_private = keys(session.folder)
+    listed = ", ".join(str(machine.node) for machine in gone)
+    watcher.say(f"making machine {listed} of {len(session.machines)} anew; the others stay")
+    try:
+        with mapped():
+            made = cloud.mend(session.name, session.folder, host_private, [one.id for one in gone], watcher.say)
+        store.add_machines(session, rows(session, made))
+        for machine, now in zip(session.machines, made, strict=True):
+            if machine in gone:
+                store.note(session, f"machine {machine.node}: {machine.id} was lost, {now.id} is in its place")
+        prepare(store, store.pick(session.name), config, cloud, watcher)
+    except Locked:
+        raise
+    except OrchestrateError as error:
+        watcher.say(f"{error}; all of them are made anew")
+        store.note(session, f"machine {listed} could not be made anew: {error}")
+        return False
+    return True
+
+
+def rows(session: Session, made: Sequence[Machine]) -> list[MachineRow]:
+    """The session's machines for the record, after some were made anew: of the same kind, with a new host key."""
+    now, seeded, known = time.time(), seeded_key(session), {row.id for row in session.machines}
+    found = []
+    for row, machine in zip(session.machines, made, strict=True):
+        if machine.id not in known:
+            row = replace(row, id=machine.id, host_key=seeded, created_at=now, ended_at=None)
+        reached = replace(row, host=machine.host, port=machine.port, private_address=machine.private_address)
+        found.append(reached)
+    return found
+
+
+def elsewhere(store: Store, session: Session, config: Config, clouds: Clouds, watcher: Watcher) -> None:
+    """New machines, of the offer of before, or of the next that can be had. Raises OrchestrateError."""
+    cloud, lost = clouds[session.provider], session.machine
+    if not cloud.keeps_disk:
+        end_machines(session, cloud, watcher)
+    proposal = propose(clouds, session.name, config, watcher.say)
+    taken = (lost.region, lost.instance_type) if lost else None
+    offers = sorted(proposal.offers, key=lambda offer: (offer.region, offer.instance_type) == taken)
+    session = create(store, session, clouds, config, replace(proposal, offers=offers), watcher)
+    prepare(store, session, config, clouds[session.provider], watcher)

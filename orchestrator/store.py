@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import sqlite3
@@ -49,6 +50,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     results TEXT NOT NULL,           -- the folder at home
     shown INTEGER NOT NULL DEFAULT 0, -- bytes of the log that a person has seen
     pulled INTEGER NOT NULL DEFAULT 0, -- 1: everything is at home, verified
+    node INTEGER,                    -- the one machine that it is on; NULL: all of the session's
     PRIMARY KEY (session, number));
 CREATE TABLE IF NOT EXISTS events (
     session INTEGER NOT NULL REFERENCES sessions (id), at REAL NOT NULL, what TEXT NOT NULL);
@@ -66,6 +68,7 @@ ENDED = ("succeeded", "failed", "stopped", "lost")
 ADDED = {  # columns that a record of an earlier version lacks
     "sessions": {"simulated": "INTEGER NOT NULL DEFAULT 0", "budget": "REAL", "resources": "TEXT NOT NULL DEFAULT ''"},
     "machines": {"node": "INTEGER NOT NULL DEFAULT 0", "private_address": "TEXT NOT NULL DEFAULT ''"},
+    "jobs": {"node": "INTEGER"},
 }
 
 
@@ -88,8 +91,10 @@ class Session:
 
     @property
     def machines(self) -> tuple[MachineRow, ...]:
-        """Those that were made last, by their numbers: its machines now, or the last that it had."""
-        return tuple(row for row in self.history if row.created_at == self.history[-1].created_at)
+        """Its machines now, or the last that it had, by their numbers."""
+        last = max((row.ended_at or math.inf for row in self.history), default=0.0)
+        there = (row for row in self.history if (row.ended_at or math.inf) == last)
+        return tuple(sorted(there, key=lambda row: row.node))
 
     @property
     def machine(self) -> MachineRow | None:
@@ -140,6 +145,7 @@ class Job:
     results: Path
     shown: int
     pulled: bool
+    node: int | None = None  # the one machine that it is on; None: all of the session's
 
     @property
     def where(self) -> str:
@@ -165,6 +171,11 @@ def _held(file: TextIO) -> str | None:
                 return holder
             time.sleep(0.02)
     return "another command"
+
+
+def _kept(session: Session, job: Job) -> str:
+    """The lock of who brings a job back; no session is called so."""
+    return f"{session.name}.job-{job.number}"
 
 
 def home() -> Path:
@@ -299,7 +310,7 @@ class Store:
         """
         with self._transaction():
             before = "UPDATE machines SET ended_at = ? WHERE session = ? AND ended_at IS NULL"
-            self._write(before, rows[0].created_at, session.id)
+            self._write(before, max(row.created_at for row in rows), session.id)
             for row in rows:
                 values = asdict(row)
                 self._write(
@@ -386,8 +397,19 @@ class Store:
         }
         return Job(**{**row, **changed})
 
-    def add_job(self, session: Session, run_id: str, command: str, outputs: list[str], results: Path) -> Job:
-        """Records a job before it is submitted. Numbers go on where the last session of this name ended."""
+    def add_job(
+        self,
+        session: Session,
+        run_id: str,
+        command: str,
+        outputs: list[str],
+        results: Path,
+        node: int | None = None,
+    ) -> Job:
+        """Records a job before it is submitted, to all machines or to one.
+
+        Numbers go on where the last session of this name ended.
+        """
         with self._transaction():
             last = self._rows(
                 "SELECT MAX(j.number) AS n FROM jobs j JOIN sessions s ON s.id = j.session WHERE s.name = ?",
@@ -397,9 +419,10 @@ class Store:
             while (results / str(number)).exists():  # the record may be younger than the results
                 number += 1
             self._write(
-                "INSERT INTO jobs (session, number, run_id, command, outputs, state, submitted_at, results) "
-                "VALUES (?,?,?,?,?,'submitting',?,?)",
+                "INSERT INTO jobs (session, number, run_id, command, outputs, state, submitted_at, results, node) "
+                "VALUES (?,?,?,?,?,'submitting',?,?,?)",
                 session.id, number, run_id, command, json.dumps(outputs), self.clock(), str(results / str(number)),
+                node,
             )  # fmt: skip
         return self.job(session, number)
 
@@ -424,6 +447,21 @@ class Store:
                 raise
 
     # ---- locks ----
+
+    @contextlib.contextmanager
+    def keeping(self, session: Session, job: Job) -> Iterator[None]:
+        """While a command brings that job back whenever it is lost: others see that, and that it has ended."""
+        with self.lock(_kept(session, job)):
+            yield
+        (self.folder / "locks" / f"{_kept(session, job)}.lock").unlink(missing_ok=True)
+
+    def keeper(self, session: Session, job: Job) -> str:
+        """The command that brings that job back whenever it is lost; empty where there is none."""
+        try:
+            with (self.folder / "locks" / f"{_kept(session, job)}.lock").open("r") as file:
+                return _held(file) or ""
+        except OSError:
+            return ""
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:

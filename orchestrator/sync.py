@@ -320,6 +320,7 @@ class Pulled:
     new_files: int
     new_bytes: int
     skipped: list[str]
+    at: float = 0.0  # by the machine's clock, when it looked
 
 
 def written(results: Path) -> list[str]:
@@ -362,7 +363,7 @@ class Outputs:
                 wanted = {safe(path): (int(size), str(digest)) for path, size, digest, _ in manifest["files"]}
                 marks = {path: str(mark) for path, _, _, mark in manifest["files"]}
                 ours = {path for path in wanted if path in OWN_FILES or path.split("/")[0] == ASIDE}
-                skipped = [*map(str, manifest["skipped"]), *ours]
+                skipped, at = [*map(str, manifest["skipped"]), *ours], float(manifest.get("at", 0))
             for path in ours:
                 del wanted[path]
             new = [path for path, (_, digest) in wanted.items() if not self.holds(path, digest)]
@@ -372,7 +373,7 @@ class Outputs:
                     brought = self.receive(wire, job, {path: (*wanted[path], marks[path]) for path in new}, final, tell)
                 except OSError as error:
                     raise cannot_take(self.folder, error) from error
-            return Pulled(wanted, len(new), brought, skipped)
+            return Pulled(wanted, len(new), brought, skipped, at)
 
     def holds(self, path: str, digest: str) -> bool:
         """Whether home has that content under that path already."""
@@ -482,7 +483,13 @@ class Incoming:
             self.asked_for(path)
             if not 0 <= size <= SMALL:
                 raise Refused(f"the machine announced an impossible size of {shown(path)}")
+            self.check_size(path, size)
         return pack
+
+    def check_size(self, path: str, size: int) -> None:
+        """Raises TransferIncomplete for a file that has grown or shrunk since the manifest, at the end."""
+        if self.final and size != self.wanted[path][0]:
+            raise otherwise(path)
 
     def head(self, head: dict[str, Any]) -> None:
         """The beginning of a file of its own, or that it can't be had."""
@@ -495,8 +502,8 @@ class Incoming:
             size, offset = int(head["size"]), int(head.get("offset", 0))
             if offset not in (0, self.begun.get(path, 0)):
                 raise ValueError(offset)
-        limit = self.wanted[path][0] if self.final else size
-        self.partial = self.arrivals.begin(path, self.wanted[path][1], limit, offset)
+        self.check_size(path, size)
+        self.partial = self.arrivals.begin(path, self.wanted[path][1], size, offset)
 
     def data(self, data: bytes) -> None:
         """The next bytes of a large file, or the content of a pack."""
@@ -507,8 +514,7 @@ class Incoming:
             raise Refused("the machine sent data of no file")
         pack, self.pack, at = self.pack, [], 0
         for path, size, digest in pack:
-            limit = self.wanted[path][0] if self.final else size
-            self.partial = self.arrivals.begin(path, self.wanted[path][1], limit)
+            self.partial = self.arrivals.begin(path, self.wanted[path][1], size)
             self.partial.write(data[at : at + size])
             at += size
             self.finish(digest)
@@ -532,11 +538,15 @@ class Incoming:
             return
         partial.drop()
         if not partial.resumed:
-            raise TransferIncomplete(
-                f"{shown(partial.path)} arrived otherwise than the machine says it is",
-                "`orchestrate pull` tries again",
-            )
+            raise otherwise(partial.path)
         self.wrong.append(partial.path)
+
+
+def otherwise(path: str) -> TransferIncomplete:
+    """The error for a file that isn't what the manifest said."""
+    return TransferIncomplete(
+        f"{shown(path)} arrived otherwise than the machine says it is", "`orchestrate pull` tries again"
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Visits to a session's machine that leave it as it is: status, logs, pull, stop."""
+"""Visits to a session's machine that leave it as it is: status, pull, stop. For logs see `following`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from orchestrator import jobs, lifecycle, sync
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.fleet import Fleet
-from orchestrator.lifecycle import bring_home, finish
-from orchestrator.session import connect
+from orchestrator.lifecycle import bring_home, coming_home
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
 
@@ -29,32 +28,11 @@ def look(store: Store, session: Session) -> Seen:
     if session.state == "closed" or session.machine is None:
         return Seen(session, known, None)
     try:
-        with connect(session) as host, host.agent(timeout_s=10) as wire:
-            jobs.refresh(wire, store, [job for job in known if not job.pulled])
+        with Fleet(session) as fleet:
+            fleet.refresh(store, [job for job in known if not job.pulled], timeout_s=10)
     except OrchestrateError as error:
         return Seen(session, known, False, str(error))
     return Seen(session, store.jobs(session), True)
-
-
-def logs(store: Store, session: Session, job: Job, watcher: Watcher, follow: bool, offset: int) -> Job:
-    """Shows the log from that byte on; with `follow` until the job has ended, and then brings its results home."""
-    if job.pulled or session.state == "closed":
-        log = jobs.Log(job.results)
-        for piece in log.read(offset):
-            watcher.log(piece)
-        store.update_job(job, shown=log.size)
-        log.close()
-        return job
-    with Fleet(session) as fleet:
-        if follow:
-            return finish(fleet, store, session, job, watcher, offset)
-        with fleet.first.agent() as wire:
-            jobs.bring_log(wire, store, job)
-    log = jobs.Log(job.results)
-    for piece in log.read(offset):
-        watcher.log(piece)
-    log.close()
-    return store.reread(job)
 
 
 def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:
@@ -62,12 +40,13 @@ def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:
     if session.state == "closed":
         raise UsageError(f"session {session.name!r} is closed", f"what came home of it is in {job.results}")
     with Fleet(session) as fleet:
-        with fleet.first.agent() as wire:
+        with fleet.of(job.node).first.agent() as wire:
             jobs.refresh(wire, store, [job])
             job = store.reread(job)
             if not job.ended:
                 return jobs.bring_home(wire, store, job, final=False), store.reread(job)
-        return bring_home(fleet, store, job), store.reread(job)
+        with coming_home(job):
+            return bring_home(fleet, store, job), store.reread(job)
 
 
 def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:

@@ -20,6 +20,7 @@ GREETING = b"\norchestrate-agent 1\n"
 MAX_FRAME = 1 << 28
 CHUNK = 1 << 18
 PIECE = 32704  # given to paramiko at once: what OpenSSH takes in a packet, so that none is nearly empty
+LEFT = ("supervisor.py", "outputs.py", "bucket.py", "again.py")  # of `remote`, on the machine beside the agent
 MAX_FOLLOW = 1 << 21  # twice what the agent sends of a log at once
 # The agent's source arrives on stdin, after a line with its length: nothing is installed, nothing is out of date. An
 # empty entry of sys.path is the home folder, where a file may have the name of a module.
@@ -39,10 +40,10 @@ class MachineError(OrchestrateError):
 
 @cache
 def source() -> bytes:
-    """The agent's program with the supervisor's source in it, headed by its length."""
+    """The agent's program with the sources in it of what it leaves on the machine, headed by its length."""
     here = resources.files("orchestrator.remote")
-    agent, supervisor = (here.joinpath(name).read_text("utf-8") for name in ("agent.py", "supervisor.py"))
-    program = f"{agent}\n\nmain({supervisor.encode()!r})\n".encode()
+    left = {name: here.joinpath(name).read_bytes() for name in LEFT}
+    program = f"{here.joinpath('agent.py').read_text('utf-8')}\n\nmain({left!r})\n".encode()
     return b"%d\n" % len(program) + program
 
 
@@ -61,7 +62,8 @@ class Wire:
 
     def close(self) -> None:
         """Ends the agent, which ends with its stdin."""
-        self.channel.close()
+        with contextlib.suppress(OSError, EOFError):
+            self.channel.close()
 
     def __enter__(self) -> Wire:
         return self
@@ -141,15 +143,12 @@ class Wire:
         try:
             for start in range(0, len(view), PIECE):
                 self.channel.sendall(view[start : start + PIECE])  # type: ignore[arg-type]  # any buffer will do
-        except OSError as error:  # a timeout, or the channel is closed
+        except (OSError, EOFError) as error:  # a timeout, the channel is closed, or paramiko's word for a dead socket
             raise Unreachable(f"the connection to the machine broke: {str(error) or 'it does not answer'}") from error
 
     def _read(self, length: int) -> bytes:
         while len(self.buffer) < length:
-            try:
-                chunk = self.channel.recv(1 << 17)
-            except TimeoutError as error:
-                raise Unreachable(f"the machine has not answered for {self.timeout_s:.0f} s") from error
+            chunk = self._hear(1 << 17)
             if not chunk:
                 said = self._stderr()
                 raise Unreachable("the connection to the machine broke" + (f": {said[-2000:]}" if said else ""))
@@ -158,6 +157,15 @@ class Wire:
             data = bytes(first)
         del self.buffer[:length]
         return data
+
+    def _hear(self, size: int) -> bytes:
+        """Some of what has come; nothing once the other end is closed."""
+        try:
+            return self.channel.recv(size)
+        except TimeoutError as error:
+            raise Unreachable(f"the machine has not answered for {self.timeout_s:.0f} s") from error
+        except (OSError, EOFError):  # it makes room for more by asking, and nobody is there
+            return b""
 
     def _stderr(self) -> str:
         """What the agent's end printed beside the frames: why it didn't start, or died."""
@@ -188,10 +196,7 @@ class Wire:
     def _skip_greeting(self) -> None:
         """Passes over what the login shell prints; says what is wrong where no agent starts."""
         while GREETING not in self.buffer:
-            try:
-                chunk = self.channel.recv(1 << 16)
-            except TimeoutError as error:
-                raise Unreachable(f"the machine has not answered for {self.timeout_s:.0f} s") from error
+            chunk = self._hear(1 << 16)
             if not chunk:
                 said = self._stderr()
                 if exit_code(self.channel, self.timeout_s) < 0:

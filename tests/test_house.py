@@ -41,3 +41,17 @@ def test_every_module_says_what_it_is() -> None:
     for room in MAY_NOT_IMPORT:
         for file in (REPOSITORY / room).rglob("*.py"):
             assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), file
+
+
+def test_nothing_from_a_machine_is_unpickled_or_unpacked_at_home() -> None:
+    """What a machine has sent is bytes in files. The trainer reads its own weights, in the way that runs no code."""
+    for file in (REPOSITORY / "orchestrator").rglob("*.py"):
+        if file.parent.name != "remote":
+            assert not imported(file) & {"pickle", "marshal", "shelve", "joblib", "torch", "tarfile", "zipfile"}, file
+    for room in MAY_NOT_IMPORT:
+        for file in (REPOSITORY / room).rglob("*.py"):
+            text = file.read_text("utf-8")
+            assert "extractall" not in text, file
+            if "torch.load" in text:
+                calls = [ast.unparse(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+                assert all("weights_only=True" in call for call in calls if call.startswith("torch.load(")), file

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import fnmatch
 import glob
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -28,7 +28,7 @@ import sys
 import time
 import types
 import zlib
-from typing import Any, Dict, Iterator
+from typing import Any, Dict
 
 Facts = Dict[str, Any]  # what crosses the wire as a JSON object
 supervisor: Any = None  # the module of that name, once `main` has installed it
@@ -556,56 +556,69 @@ def folder_of(request: Facts) -> str:
 
 def op_submit(request: Facts) -> Facts:
     """Queues a job and starts its supervisor. Twice is once: the reply to the first may have been lost."""
-    folder = supervisor.job_folder(request["job"])
+    again, folder = importlib.import_module("again"), supervisor.job_folder(request["job"])
     os.makedirs(supervisor.path("jobs"), exist_ok=True)
     with open(supervisor.path("queue.lock"), "w") as queue:
         fcntl.flock(queue, fcntl.LOCK_EX)
         if not os.path.exists(os.path.join(folder, "job.json")):
             os.makedirs(folder, exist_ok=True)
-            secret = os.open(os.path.join(folder, "env.json"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(secret, "w") as file:
-                json.dump(request["env"], file)
+            write_secrets(folder, request)
             supervisor.write_json(os.path.join(folder, "job.json"), request["spec"])
         elif supervisor.read_json(os.path.join(folder, "job.json")).get("run_id") != request["spec"]["run_id"]:
             raise Problem("job-taken", f"job {request['job']} exists on this machine already, and is another")
-        elif request["spec"].get("restore") and supervisor.status(folder)["state"] == "lost":
-            begin_again(folder, request)
+        elif is_asked_again(folder, request["spec"]):
+            write_secrets(folder, request)
+            again.begin_again(folder, request["spec"])
         state = supervisor.read_json(os.path.join(folder, "state.json"))
         if not state and not supervisor.supervisor_pid(folder):
-            start_supervisor(folder)
+            try:
+                again.start_supervisor(folder)
+            except again.NotStarted as error:
+                raise Problem("supervisor", str(error)) from None
     return dict(supervisor.status(folder))
 
 
-def begin_again(folder: str, request: Facts) -> None:
-    """A job that was lost here starts once more, with its log and with what it has written."""
-    for name in ("exit.json", "state.json", "reason", "stop"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, name))
-    secret = os.open(os.path.join(folder, "env.json"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(secret, "w") as file:
-        json.dump(request["env"], file)
-    spec = dict(request["spec"], restore=None, log_start=0)
-    supervisor.write_json(os.path.join(folder, "job.json"), spec)
+def is_asked_again(folder: str, spec: Facts) -> bool:
+    """Whether a job that has ended here is to begin again: each time that it was lost it comes as another attempt."""
+    asked, known = spec.get("attempt"), supervisor.read_json(os.path.join(folder, "job.json")).get("attempt")
+    ended = supervisor.status(folder)["state"] in ("succeeded", "failed", "stopped", "lost")
+    return bool(asked) and asked != known and ended
 
 
-def start_supervisor(folder: str) -> None:
-    with open(os.path.join(folder, "supervisor.log"), "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-X", "utf8", supervisor.__file__, folder],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 20  # its state is there within 0.1 s, unless the machine is starved
-    while not os.path.exists(os.path.join(folder, "state.json")) and not os.path.exists(
-        os.path.join(folder, "exit.json")
-    ):
-        if process.poll() is not None or time.monotonic() > deadline:
-            with open(os.path.join(folder, "supervisor.log"), encoding="utf-8", errors="replace") as said:
-                raise Problem("supervisor", f"the supervisor didn't start: {said.read()[-500:].strip()}")
-        time.sleep(0.01)
+def write_secrets(folder: str, request: Facts) -> None:
+    """The job's own variables, and where its checkpoints go."""
+    supervisor.write_secret(os.path.join(folder, "env.json"), request["env"])
+    if request.get("bucket"):
+        supervisor.write_secret(os.path.join(folder, "bucket.json"), request["bucket"])
+
+
+def op_bucket(request: Facts) -> Facts:
+    """New addresses for a job's checkpoints. What they lie beside in the store is as it was when the job came here."""
+    folder = folder_of(request)
+    name = os.path.join(folder, "bucket.json")
+    known = supervisor.read_json(name) or {}
+    if not os.path.exists(os.path.join(folder, "exit.json")):
+        kept = {key: known[key] for key in ("slot", "before") if key in known}
+        supervisor.write_secret(name, {**request["grant"], **kept})
+    return {}
+
+
+def op_restore(request: Facts) -> Facts:
+    """Fetches what a job had written elsewhere out of the store, as a tree."""
+    bucket, offer = importlib.import_module("bucket"), request["offer"]
+    os.makedirs(supervisor.path("blobs"), exist_ok=True)
+    aside = f"{part(offer['sha256'])}.{os.getpid()}"
+    try:
+        bucket.fetch(offer, aside, supervisor.path("trees", offer["sha256"]))
+    except bucket.Trouble as error:
+        raise Problem("bucket", str(error)) from None
+    os.utime(supervisor.path("trees", offer["sha256"]))  # it was asked for
+    return {"tree": offer["sha256"]}
+
+
+def op_survive_reboots(request: Facts) -> Facts:
+    """Has the machine begin jobs again by itself; see `again.py`."""
+    return dict(importlib.import_module("again").survive_reboots(request["install"]))
 
 
 def op_jobs(request: Facts) -> Facts:
@@ -695,76 +708,26 @@ digests: dict[tuple[int, int, int, int], str] = {}
 
 
 def op_manifest(request: Facts) -> Facts:
-    """The regular files that the patterns name below the job's folder: [[path, size, digest, mark]].
+    """The regular files that the patterns name below the job's folder, [[path, size, digest, mark]], and as of when.
 
     The mark is another once the file is. Links are never followed, neither as files nor as folders; they, and whatever
     else isn't a file, are in `skipped`.
     """
-    work = os.path.join(folder_of(request), "work")
-    files: dict[str, list[Any]] = {}
+    outputs, work, at = importlib.import_module("outputs"), os.path.join(folder_of(request), "work"), time.time()
+    files: list[list[Any]] = []
     skipped: list[str] = []
-    for pattern in request["patterns"]:
-        for match in matches(work, pattern.split("/"), skipped):
-            for name in walk(os.path.normpath(match), skipped):
-                if name in files:
-                    continue
-                try:
-                    info = os.lstat(name)
-                    digest = digest_of(name, info)
-                except FileNotFoundError:  # renamed or removed meanwhile
-                    continue
-                except OSError:
-                    skipped.append(name)
-                    continue
-                files[name] = [name[len(work) + 1 :], info.st_size, digest, mark(info)]
-    return {"files": sorted(files.values()), "skipped": sorted({os.path.relpath(name, work) for name in skipped})}
-
-
-def matches(top: str, parts: list[str], skipped: list[str]) -> Iterator[str]:
-    """What a pattern names below top, as `glob` has it with `**`; but that follows links, and a loop without end."""
-    if not parts:
-        yield top
-        return
-    first, rest = parts[0], parts[1:]
-    if first == "**":
-        yield from matches(top, rest, skipped)
-    try:
-        names = sorted(os.listdir(top)) if glob.has_magic(first) else [first]
-    except OSError:
-        return
-    for name in names:
-        inner = os.path.join(top, name)
-        hidden = name == ".." or (name.startswith(".") and not first.startswith("."))
-        if hidden or not fnmatch.fnmatchcase(name, first) or not os.path.lexists(inner):
+    for name in outputs.files(work, request["patterns"], skipped):
+        try:
+            info = os.lstat(name)
+            digest = digest_of(name, info)
+        except FileNotFoundError:  # renamed or removed meanwhile
             continue
-        if os.path.islink(inner):
-            if not rest or not glob.has_magic(first):
-                skipped.append(inner)
-        elif first == "**":
-            if os.path.isdir(inner):
-                yield from matches(inner, parts, skipped)
-        elif not rest or os.path.isdir(inner):
-            yield from matches(inner, rest, skipped)
-
-
-def walk(top: str, skipped: list[str]) -> Iterator[str]:
-    """Every plain file at or below top."""
-    waiting = [top]
-    while waiting:
-        name = waiting.pop()
-        if os.path.islink(name):
+        except OSError:
             skipped.append(name)
-        elif os.path.isfile(name):
-            yield name
-        elif os.path.isdir(name):
-            try:
-                waiting += [os.path.join(name, entry) for entry in os.listdir(name)]
-            except PermissionError:
-                skipped.append(name)
-            except OSError:
-                pass
-        elif os.path.lexists(name):
-            skipped.append(name)
+            continue
+        files.append([name[len(work) + 1 :], info.st_size, digest, outputs.mark(info)])
+    left_out = sorted({os.path.relpath(name, work) for name in skipped})
+    return {"files": sorted(files), "skipped": left_out, "at": at}
 
 
 def digest_of(name: str, info: os.stat_result) -> str:
@@ -778,10 +741,6 @@ def digest_of(name: str, info: os.stat_result) -> str:
     return digest
 
 
-def mark(info: os.stat_result) -> str:
-    return f"{info.st_ino} {info.st_size} {info.st_mtime_ns}"
-
-
 def op_get(request: Facts) -> None:
     """Streams files of the job's folder; E at the end. Each is asked for as [path, offset, digest, mark].
 
@@ -791,7 +750,7 @@ def op_get(request: Facts) -> None:
     J {"pack": [[path, size, digest]...]}, D: many small ones, one after the other.
     J {"path", "gone"}: one that can't be read.
     """
-    work = os.path.join(folder_of(request), "work")
+    work, mark = os.path.join(folder_of(request), "work"), importlib.import_module("outputs").mark
     send_json({"ok": {}})
     pack: list[tuple[str, bytes]] = []
     for name, offset, digest, marked in request["files"]:
@@ -821,6 +780,7 @@ def send_pack(pack: list[tuple[str, bytes]]) -> None:
 
 def send_file(name: str, file: Any, size: int, offset: int, digest: str) -> None:
     """Sends the file's first `size` bytes, from the offset on. With `digest`, it isn't hashed once more."""
+    mark = importlib.import_module("outputs").mark
     before = mark(os.fstat(file.fileno()))
     send_json({"path": name, "size": size, "offset": offset})
     got, at = hashlib.sha256(), offset
@@ -849,35 +809,32 @@ def answer(request: Facts) -> None:
         send_json({"ok": result})
 
 
-def install(source: bytes) -> types.ModuleType:
-    """Puts the supervisor's source where it can be started, and imports it."""
+def install(sources: Dict[str, bytes]) -> types.ModuleType:
+    """Puts the modules that outlive us where they can be started and imported; returns the supervisor's."""
     folder = os.path.join(os.path.expanduser("~"), ".orchestrate", "bin")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     os.makedirs(os.path.join(os.path.dirname(folder), "trees"), exist_ok=True)
-    name = os.path.join(folder, "supervisor.py")
-    digest = hashlib.sha256(source).hexdigest()
-    try:
-        with open(name, "rb") as file:
-            current = hashlib.sha256(file.read()).hexdigest()
-    except OSError:
-        current = ""
-    if current != digest:
+    for module, source in sources.items():
+        name = os.path.join(folder, module)
+        with contextlib.suppress(OSError), open(name, "rb") as file:
+            if file.read() == source:
+                continue
         aside = f"{name}.{os.getpid()}"
         with open(aside, "wb") as file:
             file.write(source)
         os.replace(aside, name)
     sys.path.insert(0, folder)
     sys.dont_write_bytecode = True
-    return __import__("supervisor")
+    return importlib.import_module("supervisor")
 
 
-def main(supervisor_source: bytes) -> None:
+def main(sources: Dict[str, bytes]) -> None:
     global supervisor
     os.umask(0o077)
     stdout.write(GREETING)
     stdout.flush()
     try:
-        supervisor = install(supervisor_source)
+        supervisor = install(sources)
     except OSError as error:
         refuse(error)
         stdout.flush()

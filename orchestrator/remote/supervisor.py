@@ -2,10 +2,14 @@
 
 A job is a folder. One supervisor owns it, holds its lock, and outlives every connection; the client only ever reads
 the files below. Jobs run in the order of their numbers: each supervisor waits on its predecessors' locks, which the
-kernel frees when they end, however they end. Standard library only, Python 3.8 and up.
+kernel frees when they end, however they end. A job with a slot runs beside those of other slots, and waits only on
+those of its own and on jobs without any, which have the machine for themselves. Standard library only, Python 3.8 and
+up.
 
     jobs/0007/job.json       what to run (written by the agent)
-    jobs/0007/env.json       the job's own variables, mode 0600; removed when the job starts
+    jobs/0007/env.json       the job's own variables, mode 0600; removed when the job starts, or, where the job is to be
+                             begun again after a reboot, when it has ended
+    jobs/0007/bucket.json    addresses for its checkpoints in a store, mode 0600; removed when the job has ended
     jobs/0007/lock           held while the supervisor lives; its pid is inside
     jobs/0007/state.json     queued, preparing, setup, running; with pid, boot id and times
     jobs/0007/exit.json      how it ended; the file's space is taken beforehand, so that a full disk can't swallow it
@@ -23,6 +27,7 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -42,6 +47,7 @@ ROOT = os.path.expanduser("~/.orchestrate")
 RECORD_BYTES = 4096  # the exit record's reserved size
 ENDS = {"preempted": "lost", "shut down": "lost", "timed out": "failed"}  # how a job ends that nobody stopped
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+LAST_S = 30.0  # for the last checkpoint's way to a store, before the machine is down; systemd gives 90 s for all
 EVERY_S = 10.0  # between two looks at the machine; a cloud gives a spot machine two to five minutes
 USAGE_LINES = 100_000  # eleven days of them
 METADATA = "ORCHESTRATE_METADATA"  # http://127.0.0.1:PORT in place of the cloud's own, on a simulated machine
@@ -75,6 +81,16 @@ def write_json(name: str, value: Any) -> None:
         json.dump(value, file)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(aside, name)
+
+
+def write_secret(name: str, value: Any) -> None:
+    """As write_json, for its owner's eyes only, whatever the umask."""
+    aside = f"{name}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(aside)
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(value, file)
     os.replace(aside, name)
 
 
@@ -150,6 +166,8 @@ class Supervisor:
         self.stopping = False
         self.cause = ""  # why it's being ended, where that wasn't asked for by its owner
         self.grace_s = float(self.job["stop_grace_s"])
+        self.ends_at: float | None = None  # when the cloud takes the machine back
+        self.keeper: Any = None  # of checkpoints in a store, where there is one
         self.started_at: float | None = None
 
     def file(self, name: str) -> str:
@@ -164,6 +182,9 @@ class Supervisor:
             over = threading.Event()
             held = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGALRM})  # they are for this thread
             threading.Thread(target=self.watch, args=(over,), daemon=True).start()
+            if os.path.exists(self.file("bucket.json")):
+                self.keeper = importlib.import_module("bucket").Keeper(self.folder, lambda: self.started_at, self.say)
+                threading.Thread(target=self.keeper.run, args=(over,), daemon=True).start()
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
             try:
                 for number in ENDING:
@@ -171,7 +192,10 @@ class Supervisor:
                 lock.truncate(0)
                 lock.write(str(os.getpid()))
                 lock.flush()
-                self.record_exit(self.supervise())
+                end = self.supervise()
+                if self.keeper and end["state"] == "lost":  # while there is a machine
+                    self.keeper.last(self.ends_at - time.time() - 2 if self.ends_at else LAST_S)
+                self.record_exit(end)
             except Stopped:
                 state = ENDS.get(self.cause.partition(":")[0], "stopped")
                 self.record_exit({"state": state, "reason": self.cause or "stopped before it started"})
@@ -209,11 +233,18 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, max(self.grace_s, 0.1))
 
     def wait_for_predecessors(self) -> None:
-        """Waits on the lock of every job before this one, then until none of its processes is left."""
+        """Waits on the lock of every job before this one, then until none of its processes is left.
+
+        A job in another slot is none that this one waits for.
+        """
+        slot = self.job.get("slot")
         for name in sorted(os.listdir(path("jobs"))):
             if not name.isdigit() or int(name) >= self.number:
                 continue
             folder = path("jobs", name)
+            theirs = (read_json(os.path.join(folder, "job.json")) or {}).get("slot")
+            if slot is not None and theirs is not None and theirs != slot:
+                continue
             with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "lock"), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH)
             while orphan(folder):
@@ -269,19 +300,24 @@ class Supervisor:
         if network:  # else torch asks what the host's name means, which may be 127.0.1.1
             env.update(GLOO_SOCKET_IFNAME=network, NCCL_SOCKET_IFNAME=network)
         env.update(read_json(self.file("env.json")) or {})
-        self.forget_env()
+        if not self.job.get("recover"):
+            self.forget("env.json")
         return env
 
-    def forget_env(self) -> None:
-        """There may be secrets in it."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.file("env.json"))
+    def forget(self, *names: str) -> None:
+        """There may be secrets in these."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.file(name))
 
     def set_up(self, env: dict[str, str]) -> Record | None:
         """Runs the setup script where it hasn't run on this machine in this form. Returns the end of a failed one."""
         marker = path("setup", setup_key(self.job["setup"], self.work, self.job.get("tree") or ""))
-        if os.path.exists(marker):
-            return None
+        with open(path("setup.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a job in another slot may be at it
+            return None if os.path.exists(marker) else self.set_up_now(marker, env)
+
+    def set_up_now(self, marker: str, env: dict[str, str]) -> Record | None:
         self.say("setup")
         end = self.execute("setup", shell(self.job["setup"]), env)
         if end["state"] != "succeeded":
@@ -365,7 +401,9 @@ class Supervisor:
             if spot:
                 with contextlib.suppress(OSError, ValueError):  # it says nothing: there is no notice
                     ends = spot_notice(spot)
-                    grace_s = max(1.0, min(ends - time.time() - 5, spot["notice_s"]))
+                    self.ends_at, left_s = ends, min(ends - time.time() - 5, spot["notice_s"])
+                    to_keep_s = min(self.keeper.took_s * 1.5 + 2, left_s / 2) if self.keeper else 0.0
+                    grace_s = max(1.0, left_s - to_keep_s)
                     self.end(f"preempted: the cloud takes the machine back at {clock(ends)}", grace_s)
 
     def end(self, cause: str, grace_s: float) -> None:
@@ -419,7 +457,9 @@ class Supervisor:
     def record_exit(self, end: Record) -> None:
         """Overwrites the reserved file in place, then renames it: no block of disk is needed."""
         self.stopping = True  # a request that comes now comes too late
-        self.forget_env()
+        self.forget("bucket.tar")  # of an upload that is cut off here
+        if not (self.job.get("recover") and end["state"] == "lost" and self.cause.startswith("shut down")):
+            self.forget("env.json", "bucket.json")  # else the machine may begin it again
         record = dict(end, started_at=self.started_at, ended_at=time.time(), boot_id=boot_id())
         record["reason"] = record.get("reason", "")[:1000]
         while len(json.dumps(record)) > RECORD_BYTES:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -179,6 +181,33 @@ def test_a_python_program_runs_under_torchrun_on_every_machine(cli: Cli) -> None
     assert sorted(path.name for path in results.rglob("rank-*.txt")) == ["rank-0.txt", "rank-1.txt"]
     assert "rank" in (results / "node-1/log.txt").read_text() and "results: 2 files" in run.err
     cli("down")
+
+
+@pytest.mark.timeout(900)
+def test_a_worker_that_dies_restarts_the_group_from_its_checkpoint_on_every_machine(cli: Cli, eventually: Any) -> None:
+    cli.write("orchestrate.yaml", "pull_every: 1s\n")
+    cli("up", "s", "--nodes", "2", "--yes")
+    train = ("python", "-m", "trainer", "train", "--epochs", "4", "--batch-size", "10", "--checkpoint-every", "20steps")
+    process = cli.start("run", "--", *train)
+    checkpoint = cli.home / "sessions/s/machine/home/.orchestrate/jobs/0001/work/outputs/checkpoint.pt"
+    eventually(lambda: process.poll() is not None or checkpoint.exists(), deadline_s=120, every_s=0.05)
+    os.kill(worker(cli, rank=1), signal.SIGKILL)
+    out, err = process.communicate(timeout=480)
+    assert process.returncode == 0, err.decode()
+    log = out.decode()
+    assert "[0] resumed from" in log and "[0] epoch 4/4" in log and "[1] epoch" not in log, log
+    assert (cli.folder / "results/s/1/outputs/model.pt").exists()  # the first machine's process leads
+    cli("down")
+
+
+def worker(cli: Cli, rank: int) -> int:
+    """The process of that rank of a job under torchrun on one of the test's own machines."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            told = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if f"RANK={rank}".encode() in told and any(str(cli.home).encode() in one for one in told):
+                return int(entry.name)
+    raise AssertionError(f"no process has rank {rank}")
 
 
 def test_anything_else_runs_as_it_is_on_each_and_knows_its_place(cli: Cli) -> None:

@@ -1,31 +1,69 @@
-"""A bucket on this computer: as much of S3 as the engine's state needs, for tests. Every key is right."""
+"""A bucket on this computer: as much of S3 as the engine's state and a job's checkpoints need, for tests.
+
+Every key is right, but a presigned address (AWS's signature, version 4, in the query) has to be the right one for
+`SECRET`, and not to have expired.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import threading
 import time
+from calendar import timegm
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 NAME = "bucket"
+KEY_ID, SECRET = "any", "any-at-all"
 WHEN = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclass
+class Bucket:
+    """What is in it, what was asked of it, and how it is to fail."""
+
+    address: str = ""
+    kept: dict[str, bytes] = field(default_factory=dict)
+    asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, key, who: the client's User-Agent
+    cut: set[str] = field(default_factory=set)  # ends of keys whose next upload breaks off in the middle
+    refused: set[str] = field(default_factory=set)  # methods that nobody may use
+
+    @property
+    def url(self) -> str:
+        """Its place, as `state:` names it."""
+        return f"s3://{NAME}?endpoint={self.address}&region=any&s3ForcePathStyle=true"
+
+    def count(self, method: str, end: str = "") -> int:
+        """How many such requests there were for keys with that end."""
+        return sum(one == method and key.endswith(end) for one, key, _ in self.asked)
 
 
 @contextmanager
 def serving() -> Iterator[tuple[str, dict[str, bytes]]]:
     """Its place, as `state:` names it, and what is in it."""
-    kept: dict[str, bytes] = {}
+    with running() as bucket:
+        yield bucket.url, bucket.kept
+
+
+@contextmanager
+def running() -> Iterator[Bucket]:
+    """A bucket, served until the end."""
+    bucket = Bucket()
+    kept = bucket.kept
 
     class Answer(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if self.is_refused():
+                return None
             if not self.key:
-                return self.say(200, listing(kept, {name: one[0] for name, one in self.asked.items()}))
+                return self.say(200, listing(kept, {name: one[0] for name, one in self.query.items()}))
             if self.key not in kept:
                 return self.say(404, b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>")
             return self.say(200, kept[self.key])
@@ -33,12 +71,22 @@ def serving() -> Iterator[tuple[str, dict[str, bytes]]]:
         do_HEAD = do_GET
 
         def do_PUT(self) -> None:
+            if self.is_refused():
+                return
+            cut = next((end for end in bucket.cut if self.key.endswith(end)), None)
+            if cut is not None:
+                bucket.cut.discard(cut)
+                self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+                self.close_connection = True
+                return
             body = self.body()
             source = self.headers.get("x-amz-copy-source")
             kept[self.key] = kept[unquote(source).lstrip("/").partition("/")[2]] if source else body
             self.say(200, b"<CopyObjectResult><ETag>e</ETag></CopyObjectResult>" if source else b"")
 
         def do_DELETE(self) -> None:
+            if self.is_refused():
+                return
             kept.pop(self.key, None)
             self.say(204, b"")
 
@@ -47,8 +95,18 @@ def serving() -> Iterator[tuple[str, dict[str, bytes]]]:
             return unquote(urlsplit(self.path).path).lstrip("/").partition("/")[2]
 
         @property
-        def asked(self) -> dict[str, list[str]]:
+        def query(self) -> dict[str, list[str]]:
             return parse_qs(urlsplit(self.path).query)
+
+        def is_refused(self) -> bool:
+            """Whether the request was, by its method or by its signature."""
+            bucket.asked.append((self.command, self.key, self.headers.get("User-Agent", "")))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            code = "AccessDenied" if self.command in bucket.refused else wrong(self.command, self.path, headers)
+            if code:
+                self.body()
+                self.say(403, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode())
+            return bool(code)
 
         def body(self) -> bytes:
             """What was sent, out of the frames of `aws-chunked` where it is in those."""
@@ -80,13 +138,39 @@ def serving() -> Iterator[tuple[str, dict[str, bytes]]]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
+    bucket.address = f"http://127.0.0.1:{server.server_address[1]}"
     try:
-        yield f"s3://{NAME}?endpoint={address}&region=any&s3ForcePathStyle=true", kept
+        yield bucket
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def wrong(method: str, path: str, headers: dict[str, str]) -> str:
+    """What is wrong with a presigned address, as S3 calls it; empty: nothing, or it is none."""
+    parts = urlsplit(path)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    given = query.pop("X-Amz-Signature", None)
+    if given is None:
+        return ""
+    made = timegm(time.strptime(query["X-Amz-Date"], "%Y%m%dT%H%M%SZ"))
+    if time.time() > made + int(query["X-Amz-Expires"]):
+        return "AccessDenied"
+    signed = query["X-Amz-SignedHeaders"].split(";")
+    request = "\n".join(
+        [method, parts.path, "&".join(f"{quote(k, '')}={quote(v, '')}" for k, v in sorted(query.items()))]
+        + [f"{name}:{headers.get(name, '').strip()}" for name in signed]
+        + ["", ";".join(signed), "UNSIGNED-PAYLOAD"]
+    )
+    key_id, *scope = query["X-Amz-Credential"].split("/")
+    text = "\n".join(
+        ["AWS4-HMAC-SHA256", query["X-Amz-Date"], "/".join(scope), hashlib.sha256(request.encode()).hexdigest()]
+    )
+    secret = b"AWS4" + SECRET.encode()
+    for part in (*scope, text):
+        secret = hmac.new(secret, part.encode(), hashlib.sha256).digest()
+    return "" if key_id == KEY_ID and hmac.compare_digest(secret.hex(), given) else "SignatureDoesNotMatch"
 
 
 def listing(kept: dict[str, bytes], asked: dict[str, str]) -> bytes:

@@ -103,13 +103,21 @@ class Machine:
 
     # ---- jobs ----
 
-    def submit(self, number: int, script: str = "", run_id: str = "", env: dict[str, str] | None = None, **spec: Any):
+    def submit(
+        self,
+        number: int,
+        script: str = "",
+        run_id: str = "",
+        env: dict[str, str] | None = None,
+        bucket: dict[str, Any] | None = None,
+        **spec: Any,
+    ):
         """Queues a job; returns its status."""
         known = {
             "argv": None, "script": script, "setup": "", "tree": None, "libraries": [], "inputs": {},
             "python": self.python, "stop_grace_s": 20, "session": "s", "run_id": run_id or f"run{number}", **spec,
         }  # fmt: skip
-        return self.wire.call("submit", job=number, spec=known, env=env or {})
+        return self.wire.call("submit", job=number, spec=known, env=env or {}, bucket=bucket)
 
     def folder(self, number: int) -> Path:
         return self.root / "jobs" / f"{number:04d}"

@@ -118,8 +118,11 @@ def test_an_environment_that_is_there_is_found_again() -> None:
 
 
 def test_tensorflow_is_the_one_for_the_machine() -> None:
-    assert requirements("tensorflow", gpu=False) == ["tensorflow-cpu>=2.18"]
-    assert requirements("tensorflow", gpu=True) == ["tensorflow[and-cuda]>=2.18"]
+    assert requirements("tensorflow", gpu=False)[0] == "tensorflow-cpu>=2.18"
+    assert requirements("tensorflow", gpu=True)[0] == "tensorflow[and-cuda]>=2.18"
+    others = {name_of(line) for line in requirements("tensorflow", gpu=False)[1:]}
+    assert {"numpy", "pydantic", "typer"} <= others  # what the trainer needs to train with it
+    assert not {"torch", "torchvision"} & others
     why = make_plan(facts(gpus=[A10]), ["tensorflow"], Mirrors(), 1).steps[2].why
     assert "tensorflow[and-cuda]" in why and "NVIDIA A10" in why
 

@@ -394,6 +394,7 @@ SECTION = st.fixed_dictionaries({}, optional=dict.fromkeys(c.Resources.model_fie
 @example("&a [*a]")
 @example("!!int x: !!float y")
 @example("run: ! x")
+@example('{"checkpoints": {"\\uD800"}}')
 def test_any_text_gives_a_config_or_a_usage_error(tmp_path, text):
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     (tmp_path / "orchestrate.yaml").write_bytes(data)
@@ -661,7 +662,8 @@ def accepts_item(form: dict, name: str, item: object, defs: dict) -> bool:
 
 
 def sections(schema: dict) -> list[tuple[type, dict]]:
-    return [(Config, schema), (c.Resources, schema["$defs"]["Resources"])]
+    own = [c.Resources, c.Checkpoints]
+    return [(Config, schema), *((model, schema["$defs"][model.__name__]) for model in own)]
 
 
 def test_the_schema_knows_every_field_and_no_other():
@@ -686,7 +688,8 @@ def test_the_schema_and_the_loader_accept_the_examples_and_the_defaults(read):
             for value in [*form["examples"], None, *([form["default"]] if "default" in form else [])]:
                 assert accepts(form, value, schema["$defs"]), (name, value)
                 rest = {"provider": "aliyun", **OF_A_CLOUD} if name in OF_A_CLOUD else {}
-                field = {name: value} if model is Config else {"resources": {**rest, name: value or rest.get(name)}}
+                inner = {**rest, name: value or rest.get(name)}
+                field = {name: value} if model is Config else {model.__name__.lower(): inner}
                 read(json.dumps(field))
 
 
@@ -722,6 +725,7 @@ def test_the_template_shows_every_field_and_its_examples_load(read):
     config = read(shown.replace("provider: local", "provider: aliyun"))  # the ids are of a cloud
     assert config.model_fields_set == set(Config.model_fields)
     assert config.resources.model_fields_set == set(c.Resources.model_fields)
+    assert config.checkpoints.model_fields_set == set(c.Checkpoints.model_fields)
     assert config.resources.gpus == q.Gpus(1, "A10")
 
 

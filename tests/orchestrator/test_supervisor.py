@@ -495,6 +495,7 @@ def test_links_in_outputs_are_never_followed(here: Machine) -> None:
         1,
         f"cd outputs; echo a > file; ln -s {outside}/secret to_file; ln -s {outside} to_folder; ln -s . loop; "
         "ln -s .. loop2; mkdir d; ln -s ../.. d/loop; echo b > d/.hidden; mkfifo pipe; ln -s nowhere broken; "
+        "mknod device c 1 3 2>&-; "  # where root may
         "chmod +x file; cd ..; ln -s outputs/d linked",
         inputs={"data": data},
     )

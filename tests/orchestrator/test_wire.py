@@ -138,6 +138,23 @@ def test_a_connection_that_ends_within_an_answer_is_said_with_what_was_printed()
         Wire(channel, 5).call("jobs")
 
 
+@pytest.mark.parametrize("raised", [EOFError(), OSError("Socket is closed")])
+def test_whatever_word_paramiko_has_for_a_dead_connection_it_is_unreachable(raised: Exception) -> None:
+    """Receiving sends, too: room for more."""
+
+    def dead(*_: Any) -> bytes:
+        raise raised
+
+    for way in ("recv", "sendall"):
+        channel: Any = FalseAgent()
+        connected = Wire(channel, 5)
+        setattr(channel, way, dead)
+        channel.close = dead
+        with pytest.raises(Unreachable, match="the connection to the machine broke"):
+            connected.call("jobs")
+        connected.close()
+
+
 def test_a_machine_that_says_nothing_is_unreachable_and_the_error_says_for_how_long() -> None:
     def silence(size: int) -> bytes:
         raise TimeoutError

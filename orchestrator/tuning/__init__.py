@@ -1,0 +1,1 @@
+"""`orchestrate tune`: a search for the best parameters of a command."""

@@ -1,0 +1,200 @@
+"""What a search knows: Optuna's study in an SQLite file, with what came of each trial, and whoever says what is next.
+
+One study for the same words: the command, its parameters, the metric. It outlives the session, as the results do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import sqlite3
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import OrchestrateError, UsageError
+from orchestrator.store import Job
+from orchestrator.tuning import space
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from orchestrator.config import Tune
+
+TRIALS = 20  # where nobody says how many
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as it is known now."""
+
+    number: int
+    params: dict[str, str]  # as its command gets them
+    value: float | None
+    state: str  # running, complete, diverged, stopped, failed
+    reason: str
+    seconds: float | None
+    job: int | None
+    where: str  # its results, as a person here would write it
+
+
+class Study:
+    """The study of these words in that file; made where there is none, and with `fresh` in any case."""
+
+    def __init__(self, path: Path, wish: Tune, words: list[Any], fresh: bool) -> None:
+        self.wish, self.path = wish, path
+        self.parameters = [space.parse(name, value) for name, value in wish.params.items()]
+        if find_spec("optuna") is None:
+            raise UsageError("a search needs optuna", "pip install 'orchestrate[tune]'")
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", module="optuna")  # what is experimental in it
+        self.optuna, self.states = optuna, optuna.trial.TrialState
+        said = [*words, list(wish.params.items()), wish.sampler, wish.metric, wish.minimize]
+        digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+        with self.usable(OSError, RuntimeError):  # the second: another version's tables
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            engine = {"creator": lambda: connected(path)}
+            storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=engine)
+            known = sum(name.startswith(digest) for name in optuna.get_all_study_names(storage))
+            self.name = f"{digest}-{known + 1 if fresh else max(known, 1)}"
+            way = optuna.study.StudyDirection
+            direction = way.MINIMIZE if wish.minimize else way.MAXIMIZE
+            self.study = optuna.create_study(
+                storage=storage, study_name=self.name, load_if_exists=True, sampler=self.sampler(), direction=direction
+            )
+
+    @contextlib.contextmanager
+    def usable(self, *more: type[Exception]) -> Iterator[None]:
+        """Where a file that can't be read or written becomes an error of ours."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        known: tuple[type[Exception], ...] = (sqlite3.Error, SQLAlchemyError, self.optuna.exceptions.OptunaError, *more)
+        try:
+            yield
+        except known as error:
+            raise OrchestrateError(
+                f"the study in {self.path} can't be used: {str(error).splitlines()[0]}",
+                "free some space, or move the file away: then the search begins anew",
+            ) from error
+
+    @property
+    def total(self) -> int:
+        """How many trials there are to be."""
+        if self.wish.sampler != "grid":
+            return self.wish.trials or TRIALS
+        size = math.prod(len(one.grid()) for one in self.parameters)
+        return min(self.wish.trials or size, size)
+
+    def sampler(self) -> Any:
+        """Optuna's, of that name."""
+        samplers = self.optuna.samplers
+        if self.wish.sampler == "grid":
+            return samplers.GridSampler({one.name: list(one.grid()) for one in self.parameters})
+        if self.wish.sampler == "random":
+            return samplers.RandomSampler()
+        return samplers.TPESampler(constant_liar=True)  # a trial that runs counts as a poor one: the next is elsewhere
+
+    def space(self) -> dict[str, Any]:
+        """The parameters in Optuna's words."""
+        made = self.optuna.distributions
+        found: dict[str, Any] = {}
+        for one in self.parameters:
+            if one.values or self.wish.sampler == "grid":
+                found[one.name] = made.CategoricalDistribution(one.grid())
+            elif one.whole:
+                step = int(one.step or 1)
+                found[one.name] = made.IntDistribution(int(one.low), int(one.high), log=one.log, step=step)
+            else:
+                found[one.name] = made.FloatDistribution(one.low, one.high, log=one.log, step=one.step)
+        return found
+
+    # ---- asking and telling ----
+
+    def ask(self, place: list[int]) -> tuple[int, dict[str, str]]:
+        """The next trial, which is to run in that place: its number and values."""
+        trial = self.study.ask(self.space())
+        trial.set_user_attr("place", place)
+        return trial.number, self.values(trial.params)
+
+    def values(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """A trial's parameters as text, in the order in which they were given."""
+        there = [one for one in self.parameters if one.name in params]  # a search may be killed while it asks
+        return {one.name: space.text_of(params[one.name], one.whole) for one in there}
+
+    def values_of(self, number: int) -> dict[str, str]:
+        """That trial's."""
+        return self.values(self.study.get_trials(deepcopy=False)[number].params)
+
+    def tell(self, number: int, state: str, reason: str, value: float | None) -> None:
+        """What came of a trial.
+
+        One that diverged or was stopped is a pruned one: the sampler learns to keep away from there. One that failed
+        teaches nothing. One that was lost is nobody's fault: it is asked for once more.
+        """
+        frozen = self.study.get_trials(deepcopy=False)[number]
+        trial = self.optuna.trial.Trial(self.study, frozen._trial_id)
+        trial.set_user_attr("state", state)
+        trial.set_user_attr("reason", reason)
+        if state == "lost":
+            trial.set_user_attr("again", True)
+            self.study.enqueue_trial(frozen.params)
+        try:
+            if state == "complete":
+                self.study.tell(number, value)
+            else:
+                pruned = state in ("diverged", "stopped")
+                self.study.tell(number, state=self.states.PRUNED if pruned else self.states.FAIL)
+        except (RuntimeError, KeyError):  # a grid that is through wants to stop `optimize`, which isn't used here
+            if self.wish.sampler != "grid":
+                raise
+
+    def run_id(self, number: int) -> str:
+        """The run id of a trial's job: known before there is one, so that none is ever lost sight of."""
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"{self.name}/{number}").hex
+
+    # ---- what is known ----
+
+    def counted(self) -> list[FrozenTrial]:
+        """All trials, but for those that wait to be asked for, and those that were lost."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [one for one in trials if one.state != self.states.WAITING and not one.user_attrs.get("again")]
+
+    def unfinished(self) -> list[FrozenTrial]:
+        """Those that are running, or were when a search was killed."""
+        return [one for one in self.counted() if not one.state.is_finished()]
+
+    def rows(self, jobs: dict[str, Job]) -> list[Row]:
+        """Every trial, by number."""
+        rows = []
+        for one in self.counted():
+            job = jobs.get(self.run_id(one.number))
+            seconds = job.ended_at - job.started_at if job and job.started_at and job.ended_at else None
+            state = one.user_attrs.get("state", "") if one.state.is_finished() else "running"
+            value = one.value if state == "complete" else None
+            where = (job.number, job.where) if job else (None, "-")
+            reason = one.user_attrs.get("reason", "")
+            rows.append(Row(one.number, self.values(one.params), value, state, reason, seconds, *where))
+        return rows
+
+    def best(self, rows: list[Row]) -> Row | None:
+        """The one of the best metric."""
+        sign = -1 if self.wish.minimize else 1
+        return max(
+            (row for row in rows if row.value is not None), key=lambda row: sign * (row.value or 0), default=None
+        )
+
+
+def connected(path: Path) -> sqlite3.Connection:
+    """The file, with a log beside it as the record has: Optuna makes its tables in 1 s so, and in 10 s without."""
+    connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection

@@ -1,0 +1,126 @@
+"""A search over two local machines, as a person types it: to its end, interrupted, killed, and gone on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.store import Job, Store
+from tests.conftest import Cli, end_everything
+
+# Its score is best at lr=0.3; without a seed it fails, and at lr=0.9 it diverges.
+SCORE = """
+import json, os, sys
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+lr, seed = float(arguments["--lr"]), int(os.environ["SEED"])
+assert os.environ["ORCHESTRATE_PARAM_LR"] == arguments["--lr"] and os.environ["ORCHESTRATE_TRIAL"].isdigit()
+if seed == 0:
+    sys.exit(3)
+score = float("nan") if lr > 0.8 else 1 - abs(lr - 0.3)
+json.dump({"score": score}, open("outputs/metrics.json", "w"))
+"""
+# Waits for a file, beside which it counts its starts.
+WAIT = """
+import os, sys, time
+open(f"{sys.argv[1]}.{os.environ['ORCHESTRATE_TRIAL']}", "a").write("started\\n")
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+print("score =", sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """A session of two machines, which all tests here share."""
+    folder = tmp_path_factory.mktemp("tune")
+    (folder / "project").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORCHESTRATE_HOME", str(folder / "home"))
+        patch.delenv("ORCHESTRATE_LOCAL_SSHD", raising=False)
+        command = Cli(folder / "project", folder / "home")
+        command.write("score.py", SCORE)
+        command.write("wait.py", WAIT)
+        command("up", "s", "--provider", "local", "--nodes", "2", "--yes")
+        yield command
+        end_everything(folder / "home")
+
+
+def jobs(cli: Cli) -> list[Job]:
+    """The session's jobs, as the record has them."""
+    store = Store(cli.home)
+    return store.jobs(store.pick("s"))
+
+
+def test_a_grid_runs_on_both_machines_and_ends_in_a_table_with_the_best(two: Cli) -> None:
+    words = ["tune", "--param", "lr=0.3,0.9", "--param", "SEED=0,1", "--sampler", "grid", "--metric", "score"]
+    done = two(*words, "--json", "--", "python", "score.py")
+    found = done.json
+    trials = {(row["params"]["lr"], row["params"]["SEED"]): row for row in found["trials"]}
+    assert len(trials) == found["total"] == 4
+    assert {row["state"] for (_, seed), row in trials.items() if seed == "0"} == {"failed"}
+    assert trials["0.9", "1"]["state"] == "diverged" and trials["0.9", "1"]["value"] is None
+    assert found["best"]["params"] == {"lr": "0.3", "SEED": "1"} and found["best"]["value"] == 1
+    assert found["best"]["command"] == "orchestrate run -n s -- env SEED=1 python score.py --lr 0.3"
+    assert {job.node for job in jobs(two)} == {0, 1}
+    for row in trials.values():
+        assert (two.folder / row["where"] / "run.json").is_file() and row["seconds"] >= 0
+    # every other command knows the jobs, on whichever machine they were
+    assert {job["state"] for job in two("status", "s", "--json").json[0]["jobs"]} == {"succeeded", "failed"}
+    # the same words again do nothing more, and the table says what is known
+    again = two(*words, "--", "python", "score.py")
+    assert len(jobs(two)) == 4 and "exit code 3" in again.out and "best: trial" in again.out
+    assert "score is nan" in again.out and found["best"]["command"] in again.out
+
+
+def test_what_was_killed_or_interrupted_is_gone_on_with_and_no_trial_is_run_twice(
+    two: Cli, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    before, go = len(jobs(two)), tmp_path / "go"
+    words = ["tune", "--param", "b=1:99", "--trials", "3", "--metric", "score", "--sampler", "random"]
+    words += ["--", "python", "wait.py", str(go)]
+
+    def started() -> list[str]:
+        return sorted(path.name for path in tmp_path.glob("go.*"))
+
+    killed = two.start(*words)
+    try:
+        eventually(lambda: len(started()) == 2, deadline_s=180)
+    finally:
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.communicate()
+    interrupted = two.start(*words)
+    try:
+        said = b""
+        assert interrupted.stderr is not None
+        while b"trial 1: b=" not in said:  # both are taken up
+            line = interrupted.stderr.readline()
+            assert line, said
+            said += line
+        interrupted.send_signal(signal.SIGINT)
+        out, err = interrupted.communicate(timeout=180)
+    finally:
+        interrupted.kill()
+    assert b"2 were left running" in said and interrupted.returncode == 130, said + err
+    assert b"0 of 3 trials are done; to go on:\n  orchestrate tune --param b=1:99" in err, err
+    assert out.count(b"running") == 2 and b"runs on" in err
+    assert len(jobs(two)) - before == 2 and not any(job.ended for job in jobs(two)[before:])
+    go.touch()
+    done = two(*words)
+    assert "2 were left running" in done.err and len(started()) == len(jobs(two)) - before == 3
+    assert all(path.read_text() == "started\n" for path in tmp_path.glob("go.*"))
+    assert [job.state for job in jobs(two)[before:]] == ["succeeded"] * 3 and all(job.pulled for job in jobs(two))
+
+
+def test_a_search_in_which_everything_fails_ends_early_and_says_why(two: Cli) -> None:
+    before = len(jobs(two))
+    words = ["tune", "--param", "lr=0:1", "--param", "SEED=0", "--max-failures", "2", "--metric", "score"]
+    done = two(*words, "--", "python", "score.py", code=10)
+    assert 2 <= len(jobs(two)) - before <= 3  # one may have begun beside the last
+    assert "2 trials in a row have failed, the last: exit code 3" in done.err
+    assert "none of" in done.err and "log.txt" in done.err
+    assert two("down", "s").code == 0 and list((two.home / "studies").iterdir())
