@@ -11,10 +11,10 @@ EVERYTHING := trainer,deploy,explain,private,caffe,tensorflow,tune,bucket,aliyun
 demo: .venv/demo
 	$(BIN)/orchestrate launch --name demo --provider local --yes
 
-# Three tests at once, on two cores too: many of them wait for machines and engines. What failed is run once more with
-# nothing beside it, after its failure is shown: what fails again, or breaks otherwise (other codes than 1), is the end.
+# Three tests at once, on two cores too: many of them wait for machines and engines. In the files' order, which has the
+# longest first. What failed is shown, and run once more with nothing beside it: what fails again is the end.
 test: .venv/test engine
-	$(BIN)/python -m pytest -n 3 --dist loadfile || { [ $$? = 1 ] && \
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder || { [ $$? = 1 ] && \
 	  echo "== what failed, once more, one after the other" && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 # The Pulumi engine: found, or fetched, or built from source (8 minutes, once a machine), into the user's cache.
