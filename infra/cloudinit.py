@@ -167,6 +167,7 @@ def commands(spec: MachineSpec, driver: str) -> list[list[str]]:
     """What is run at the end of the first boot: the guard first, since the driver's script may reboot the machine."""
     run = [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", "orchestrate-guard.service"]]
     run.append(["systemctl", "restart", "ssh"])  # the settings above: written after sshd has started
+    run.append(["loginctl", "enable-linger", USER])  # its systemd begins recovered jobs again after a reboot
     if driver:
         log = "/var/log/orchestrate-driver.log"
         run.append(["sh", "-c", f"setsid /usr/local/sbin/orchestrate-driver </dev/null >{log} 2>&1 &"])

@@ -81,7 +81,7 @@ def end(
         now = time.monotonic()
         if now > killing_from + KILL_S:
             return sorted(left, key=lambda process: process.pid)
-        for process in left:
+        for process in sorted(left, key=lambda one: one.pid):  # parents first, as an init does
             if now > killing_from:
                 send(process, signal.SIGKILL)
             elif process not in told:

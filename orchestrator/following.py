@@ -38,11 +38,11 @@ def logs(
     such a machine.
     """
     check_node(session, job, node)
+    if follow and store.keeper(session, job):  # a job that is lost and at home goes on, too
+        return follow_kept(store, session, job, watcher, offset, node)
     if job.pulled or session.state == "closed":
         show(store, session, job, watcher, {}, offset, node)
         return job
-    if follow and store.keeper(session, job):
-        return follow_kept(store, session, job, watcher, offset, node)
     with Fleet(session) as fleet:
         if follow:
             return finish(fleet, store, session, job, watcher, offset, node)

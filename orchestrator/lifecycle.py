@@ -30,7 +30,7 @@ from orchestrator.errors import (
 from orchestrator.fleet import Fleet
 from orchestrator.interrupts import one_interrupt, patience
 from orchestrator.market import Clouds, allowed, answering_for, machine_spec, propose
-from orchestrator.session import KEYS, check_same, keys, load_cloud, mapped, seeded_key
+from orchestrator.session import KEYS, check_same, held, keys, load_cloud, mapped, seeded_key
 from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Proposal, Watcher
@@ -254,7 +254,7 @@ def start(
 ) -> Job:
     """Checks that the machines are ready, sends the work, queues it: as a new job, or as one that was lost."""
     config = as_made(session, config)
-    with store.lock(session.name):
+    with held(store, session) if lost else store.lock(session.name):  # a recovery has nobody to try again
         ready, load = check(fleet, store, session, config, argv, watcher)
         if lost is None:
             job = payload.submit(store, session, config, fleet, ready, load, watcher)

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from infra import provider
 from infra.provider import Machine
 from orchestrator import jobs, lifecycle, payload
-from orchestrator.errors import Locked, OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.errors import Locked, OrchestrateError, Refused, TransferIncomplete, Unreachable
 from orchestrator.fleet import Fleet, Part
 from orchestrator.interrupts import one_interrupt
 from orchestrator.lifecycle import as_made, create, end_machines, finish, is_gone, prepare, rolled_back, start
 from orchestrator.market import Clouds, allowed, propose
-from orchestrator.session import keys, load_cloud, mapped, seeded_key
+from orchestrator.session import held, keys, load_cloud, mapped, seeded_key
 from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
@@ -55,7 +55,7 @@ def run(
             watcher.say(f"job {job.number} was lost ({job.reason}); it goes on from what came home of it")
             gone = lost_machines(session, job)
             if gone:
-                bring_rest_home(store, session, job, gone, watcher)
+                gone += bring_rest_home(store, session, job, gone, watcher)
                 session = anew(store, session, config, gone, watcher)
                 store.note(session, f"job {job.number} goes on, on {where(session)}")
             with Fleet(session) as fleet:
@@ -95,11 +95,15 @@ def where(session: Session) -> str:
     return f"{several}{session.machine.instance_type} in {session.machine.region}"
 
 
-def bring_rest_home(store: Store, session: Session, job: Job, gone: Sequence[MachineRow], watcher: Watcher) -> None:
+def bring_rest_home(
+    store: Store, session: Session, job: Job, gone: Sequence[MachineRow], watcher: Watcher
+) -> list[MachineRow]:
     """Ends the job's parts on the machines that are still there, and brings home what they have written.
 
-    What can't be had of them now is on their disks when the job begins again there.
+    What can't be had of them now is on their disks when the job begins again there. Returns those on which a part does
+    not end whatever is done: they are of no more use than one that is gone.
     """
+    stuck: list[MachineRow] = []
     grace_s = payload.setting(job, "stop_grace", 30)
     with Fleet(session) as fleet:
         parts, say = fleet.parts(store, job), [one.say for one in fleet.watchers(watcher)]
@@ -115,8 +119,14 @@ def bring_rest_home(store: Store, session: Session, job: Job, gone: Sequence[Mac
                     jobs.bring_home(wire, record, part, final=True)
             except (Unreachable, MachineError, TransferIncomplete) as error:
                 say[node](f"its part of job {job.number} did not all come home: {error}")
+            except Refused:
+                raise
+            except OrchestrateError as error:  # it does not end
+                say[node](f"{error}; its machine is made anew too")
+                stuck.append(fleet.machines[node])
 
         fleet.each(end)
+    return stuck
 
 
 def anew(store: Store, session: Session, config: Config, gone: Sequence[MachineRow], watcher: Watcher) -> Session:
@@ -127,9 +137,11 @@ def anew(store: Store, session: Session, config: Config, gone: Sequence[MachineR
     config = as_made(session, config)
     clouds: Clouds = allowed(config, session.simulated)
     cloud = clouds.setdefault(session.provider, load_cloud(session.provider, session.simulated))
-    with store.lock(session.name):
+    with held(store, session) as session:
+        gone = [machine for machine in gone if machine.id in {one.id for one in session.machines}]
+        if not gone:  # another command has made them anew
+            return session
         store.set_state(session, "creating")
-        session = store.pick(session.name)
         with one_interrupt(watcher.say), rolled_back(store, session, clouds, watcher):
             if not mended(store, session, config, cloud, gone, watcher):
                 elsewhere(store, session, config, clouds, watcher)

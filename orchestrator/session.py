@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from infra import provider
@@ -27,8 +27,9 @@ from infra.errors import (
 )
 from orchestrator.errors import Elsewhere, Locked, MayStillBill, OrchestrateError, Unreachable, UsageError
 from orchestrator.ssh import Host, generate_key
-from orchestrator.store import MachineRow, Session
+from orchestrator.store import MachineRow, Session, Store
 
+PATIENCE_S = 600.0  # with another command that has the session: a `run` that sends, an `up`
 CLIENT_KEY, HOST_KEY = KEYS = "id_ed25519", "host_ed25519"
 
 
@@ -47,6 +48,35 @@ def connect(session: Session, machine: MachineRow | None = None) -> Host:
             f"`orchestrate down {session.name}` says what came home of it, and closes the session",
         )
     return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
+
+
+@contextlib.contextmanager
+def held(store: Store, session: Session, pause: Callable[[float], object] = time.sleep) -> Iterator[Session]:
+    """The session as it is now, its lock held, with ten minutes' patience for another command that has it.
+
+    Raises Locked after that, and OrchestrateError where another command has taken the session down.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(store.lock(session.name))
+                break
+            except Locked:
+                if time.monotonic() > deadline:
+                    raise
+            pause(0.5)
+        if not store.is_open(session.id):
+            raise taken_down(session)
+        yield store.pick(session.name)
+
+
+def taken_down(session: Session) -> OrchestrateError:
+    """The error where another command has ended the session."""
+    return OrchestrateError(
+        f"session {session.name!r} was taken down by another command",
+        f"`orchestrate up {session.name}`, then the same again",
+    )
 
 
 def load_cloud(name: str, simulated: bool) -> provider.Cloud:

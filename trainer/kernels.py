@@ -5,6 +5,7 @@ in another order. They are for training alone: what is tested, exported and expl
 computes it.
 """
 
+import atexit
 import ctypes
 import functools
 import os
@@ -59,23 +60,46 @@ def fit(config: TrainConfig, where: torch.device) -> bool:
 
 def load(config: TrainConfig, say: Callable[[str], None]) -> Kernels | None:
     """The library, compiled where the cache has none for this processor; None where that can't be, and it is said."""
-    root = config.cache_dir or cache.default_root()
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or "gcc"]
-    path = root / f"kernels-{cache.key_of(SOURCE.read_bytes(), compiler, FLAGS, _processor())}.so"
+    name = f"kernels-{cache.key_of(SOURCE.read_bytes(), compiler, FLAGS, _processor())}.so"
     try:
-        if not path.exists():
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=root, prefix=".kernels-") as aside:
+        path = _folder(config.cache_dir or cache.default_root()) / name
+        if not _is_ours(path):
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".kernels-") as aside:
                 made = Path(aside) / path.name
                 command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
                 subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_S)
+                made.chmod(0o755)
                 made.replace(path)
-        _library(path)
+        try:
+            _library(path)
+        except OSError:
+            path.unlink()  # a damaged one: the next run makes it anew
+            raise
     except (OSError, subprocess.SubprocessError) as error:
         why = error.strerror or error if isinstance(error, OSError) else "it doesn't compile"
         say(f"note: LeNet trains at half the speed, by torch's own convolutions: {shlex.join(compiler)}: {why}")
         return None
     return Kernels(path)
+
+
+def _folder(root: Path) -> Path:
+    """The cache; where others may write into it, a folder of this process alone."""
+    root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if _is_ours(root):
+        return root
+    aside = Path(tempfile.mkdtemp(prefix="kernels-"))
+    atexit.register(shutil.rmtree, aside, ignore_errors=True)
+    return aside
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is there, and nobody else may have put it there or changed it: its code runs as us."""
+    try:
+        info = path.stat()
+    except OSError:
+        return False
+    return info.st_uid == os.geteuid() and not info.st_mode & 0o022
 
 
 def _processor() -> str:

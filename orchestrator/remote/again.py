@@ -42,9 +42,13 @@ def beside() -> Any:
 
 
 def after_reboot() -> list[int]:
-    """Begins again what the reboot has ended and is to be recovered; returns the jobs' numbers."""
+    """Begins again what the reboot has ended and is to be recovered; returns the jobs' numbers.
+
+    Raises NotStarted at the end, where one of them couldn't be.
+    """
     supervisor = beside()
     begun: list[int] = []
+    failed: list[str] = []
     jobs = supervisor.path("jobs")
     if not os.path.isdir(jobs):
         return begun
@@ -60,8 +64,14 @@ def after_reboot() -> list[int]:
                     continue
                 say(folder, "the machine was rebooted; the job begins again")
                 begin_again(folder, dict(job, reboots=times))
-                start_supervisor(folder)
-                begun.append(int(name))
+                try:
+                    start_supervisor(folder)
+                    begun.append(int(name))
+                except (NotStarted, OSError) as error:  # a full disk; the jobs after it may have what they need
+                    say(folder, str(error))
+                    failed.append(f"job {int(name)}: {error}")
+    if failed:
+        raise NotStarted("; ".join(failed))
     return begun
 
 
@@ -77,11 +87,18 @@ def was_ended_by_reboot(supervisor: Any, folder: str) -> bool:
 
 
 def begin_again(folder: str, spec: Facts) -> None:
-    """A job that was lost here is as it was before it started, but for its log and for what it has written."""
+    """A job that was lost here is as it was before it started, but for its log and for what it has written.
+
+    What it was to be given of another machine's it is still to be given, unless it has it.
+    """
+    supervisor, given = beside(), {"restore": None, "log_start": 0}
+    if not os.path.exists(os.path.join(folder, "prepared")):
+        before = supervisor.read_json(os.path.join(folder, "job.json")) or {}
+        given = {name: before.get(name) for name in given}
     for name in ("exit.json", "state.json", "reason", "stop"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))
-    beside().write_json(os.path.join(folder, "job.json"), dict(spec, restore=None, log_start=0))
+    supervisor.write_json(os.path.join(folder, "job.json"), dict(spec, **given))
 
 
 def start_supervisor(folder: str) -> None:
@@ -159,10 +176,10 @@ def name_of(pid: int) -> str:
 
 def lingers() -> bool:
     """Whether systemd keeps the user's own units running without a login."""
-    asked = subprocess.run(
-        ["loginctl", "show-user", str(os.getuid()), "--property=Linger"], stdout=subprocess.PIPE, timeout=30
-    )
-    return asked.stdout.strip() == b"Linger=yes"
+    words = ["loginctl", "show-user", str(os.getuid()), "--property=Linger"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(words, stdout=subprocess.PIPE, timeout=30).stdout.strip() == b"Linger=yes"
+    return False
 
 
 def add_unit(folder: str, systemctl: list[str], target: str) -> bool:
@@ -231,8 +248,11 @@ def main() -> None:
     os.umask(0o077)
     with contextlib.suppress(OSError, ValueError), open(os.path.join(ROOT, "environment.json")) as file:
         os.environ.update(json.load(file))
-    for number in after_reboot():
-        print(f"job {number} begins again")
+    try:
+        for number in after_reboot():
+            print(f"job {number} begins again")
+    except NotStarted as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

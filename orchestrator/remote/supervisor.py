@@ -48,6 +48,7 @@ RECORD_BYTES = 4096  # the exit record's reserved size
 ENDS = {"preempted": "lost", "shut down": "lost", "timed out": "failed"}  # how a job ends that nobody stopped
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 LAST_S = 30.0  # for the last checkpoint's way to a store, before the machine is down; systemd gives 90 s for all
+MOMENT_S = 0.05
 EVERY_S = 10.0  # between two looks at the machine; a cloud gives a spot machine two to five minutes
 USAGE_LINES = 100_000  # eleven days of them
 METADATA = "ORCHESTRATE_METADATA"  # http://127.0.0.1:PORT in place of the cloud's own, on a simulated machine
@@ -269,6 +270,7 @@ class Supervisor:
         if self.job.get("restore"):  # what it had written when another machine was lost
             copy_tree(path("trees", self.job["restore"]), self.work)
         os.makedirs(os.path.join(self.work, "outputs"), exist_ok=True)
+        write_json(self.file("prepared"), {"at": time.time()})
 
     def go_on_with_log(self) -> None:
         """A job that has run elsewhere begins its log where that one ended, behind a hole: offsets go on."""
@@ -352,6 +354,7 @@ class Supervisor:
                 self.enter(state, group=self.process.pid if self.process else None)
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
         code = self.process.wait()
+        time.sleep(MOMENT_S)  # a machine that goes down tells this process too: then the job hasn't just ended
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.signal_group(signal.SIGKILL)  # what the job left behind in its group ends with it
         end = self.describe(code, oom_kills() > kills_before)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import shlex
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator import jobs, lifecycle, payload
-from orchestrator.errors import JobFailed, Locked, MachineGone, OrchestrateError, Unreachable, UsageError
+from orchestrator.errors import JobFailed, MachineGone, OrchestrateError, Unreachable, UsageError
 from orchestrator.fleet import Fleet
+from orchestrator.session import held, taken_down
 from orchestrator.store import Job, Session, Store
 from orchestrator.tuning import space
 from orchestrator.tuning.study import Row, Study
@@ -27,7 +26,6 @@ from orchestrator.watch import Watcher
 if TYPE_CHECKING:
     from orchestrator.config import Config
 
-PATIENCE_S = 600.0  # with another command that has the session: a `run` that sends, an `up`
 LEAVE_S = 5.0  # that threads have to end in, once their connections are closed
 MOST_LOST = 50  # trials of one search: more, and they break their machines
 
@@ -136,10 +134,10 @@ class Search:
             if not isinstance(error, MachineGone):
                 return
             outcome = Outcome("lost", str(error))
-        with self.session_held() if outcome.state == "stopped" else contextlib.nullcontext():
+        with held(self.store, self.session, self.pause) if outcome.state == "stopped" else contextlib.nullcontext():
             pass  # a `down` stops jobs first, and says only then that the session closes: that is no word on a trial
         if not self.store.is_open(self.session.id):
-            raise self.taken_down()
+            raise taken_down(self.session)
         if slot in self.slots:
             self.free += [slot] if slot else []
         self.tell(number, self.study.values_of(number), outcome)
@@ -190,8 +188,11 @@ class Search:
         argv = space.place(self.command, values) if self.command is not None else None
         script = space.place_in_script(self.script, values) if self.script is not None else None
         env = {**self.load.env, **slot.env, **space.environment(values), "ORCHESTRATE_TRIAL": str(number)}
-        load = replace(self.load, spec=replace(self.load.spec, argv=argv, script=script, slot=slot.index), env=env)
-        with self.one_at_a_time, self.session_held():
+        # not to be recovered: what is lost, the search asks for again
+        spec = replace(self.load.spec, argv=argv, script=script, slot=slot.index, recover=False)
+        load = replace(self.load, spec=spec, env=env)
+        self.pause(0)
+        with self.one_at_a_time, held(self.store, self.session, self.pause):
             return payload.submit(
                 self.store, self.session, self.config, slot.fleet, [self.ready[slot.node]], replace(load, gpus=1),
                 Part(self.watcher, self.board, number, ""), slot.node, self.study.run_id(number),
@@ -210,32 +211,10 @@ class Search:
         lifecycle.bring_home(fleet, self.store, job)
         return self.store.reread(job)
 
-    @contextlib.contextmanager
-    def session_held(self) -> Iterator[None]:
-        """The session's lock, with patience for another command that has it for a while. Raises Locked."""
-        deadline = time.monotonic() + PATIENCE_S
-        with contextlib.ExitStack() as stack:
-            while True:
-                if self.left.is_set():
-                    raise Unreachable("the search was left")
-                if not self.store.is_open(self.session.id):
-                    raise self.taken_down()
-                try:
-                    stack.enter_context(self.store.lock(self.session.name))
-                    break
-                except Locked:
-                    if time.monotonic() > deadline:
-                        raise
-                self.left.wait(0.5)
-            yield
-
-    def taken_down(self) -> OrchestrateError:
-        """The error where another command has ended the session."""
-        name = self.session.name
-        return OrchestrateError(
-            f"session {name!r} was taken down by another command",
-            f"`orchestrate up {name}`, then the same search again",
-        )
+    def pause(self, seconds: float) -> None:
+        """Waits so long, unless the search is left."""
+        if self.left.wait(seconds):
+            raise Unreachable("the search was left")
 
     # ---- what is known ----
 

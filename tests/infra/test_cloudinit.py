@@ -62,6 +62,7 @@ def test_it_is_what_it_was() -> None:
             ["systemctl", "daemon-reload"],
             ["systemctl", "enable", "--now", "orchestrate-guard.service"],
             ["systemctl", "restart", "ssh"],
+            ["loginctl", "enable-linger", "orchestrate"],
             [
                 "sh", "-c",
                 "setsid /usr/local/sbin/orchestrate-driver </dev/null >/var/log/orchestrate-driver.log 2>&1 &",

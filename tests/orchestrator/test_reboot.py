@@ -120,6 +120,46 @@ def test_a_job_that_was_ended_as_its_machine_went_down_begins_again(here: Machin
         assert here.wait(1, within_s=60)["state"] == "succeeded" and starts(here, 1) == 2
 
 
+def test_what_was_to_be_given_to_a_job_is_given_though_the_machine_goes_down_before_it_starts(here: Machine) -> None:
+    given = here.put({"outputs/checkpoint": b"step 7"})
+    here.submit(1, "until [ -e outputs/over ]; do sleep 0.05; done")
+    here.wait(1, "running", within_s=60)
+    here.submit(2, "cat outputs/checkpoint; rm outputs/checkpoint; sleep 600", recover=True, restore=given, log_start=9)
+    here.wait(2, "queued", within_s=60)
+    start = start_of(here)
+    here.kill_supervisor(2, boot_id="another boot")
+    subprocess.run(start, env=AS_SYSTEMD, check=True, timeout=60)
+    (here.folder(1) / "work/outputs/over").touch()
+    here.until_log(2, b"step 7", 60)
+    lose(here, 2)
+    subprocess.run(start, env=AS_SYSTEMD, check=True, timeout=60)
+    here.until_log(2, b"No such file", 60)  # from here on it has what it has made of it
+
+
+def test_a_job_that_cannot_be_started_keeps_none_behind_it_from_it(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        here.submit(number, "sleep 600", recover=True)
+    here.wait(1, "running", within_s=60)
+    here.wait(2, "queued", within_s=60)
+    here.kill_supervisor(2, boot_id="another boot")
+    lose(here, 1)
+    begun: list[str] = []
+
+    def start(folder: str) -> None:
+        if folder.endswith("1"):
+            raise again.NotStarted("the disk is full")
+        begun.append(folder)
+
+    monkeypatch.setattr(again, "start_supervisor", start)
+    monkeypatch.setattr(again, "beside", lambda: supervisor)
+    monkeypatch.setattr(supervisor, "ROOT", str(here.root))
+    with pytest.raises(again.NotStarted, match="job 1: the disk is full"):
+        again.after_reboot()
+    assert len(begun) == 1 and begun[0].endswith("2") and b"the disk is full" in here.log(1)
+
+
 # ---- the start ----------------------------------------------------------------------------------------------------
 
 

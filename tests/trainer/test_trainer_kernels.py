@@ -32,6 +32,21 @@ def two_nets(compiled, layout=torch.channels_last, seed=0):
     return plain, quick
 
 
+def test_a_library_that_somebody_else_may_have_put_there_is_not_loaded(compiled, tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    ours = kernels.load(configure({"cache_dir": shared}), pytest.fail)
+    assert ours.path.parent == shared
+    shared.chmod(0o777)
+    found = kernels.load(configure({"cache_dir": shared}), pytest.fail)
+    assert found.path.parent != shared and found.path.parent.stat().st_mode & 0o777 == 0o700
+    shared.chmod(0o755)
+    ours.path.chmod(0o666)
+    ours.path.write_bytes(b"planted")
+    found = kernels.load(configure({"cache_dir": shared}), pytest.fail)
+    assert found.path == ours.path and found.path.stat().st_mode & 0o022 == 0
+    assert found.path.read_bytes().startswith(b"\x7fELF")
+
+
 # Below, at and above the lengths of vectors there are (4, 8, 16)
 @pytest.mark.parametrize("count", [1, 7, 16, 17, 100])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
