@@ -236,7 +236,7 @@ def tensorboard(store: Store, session: Session, port: int, watcher: Watcher) -> 
     folder = known[-1].results.parent
     folder.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-c", TENSORBOARD, "--logdir", str(folder), "--host", "127.0.0.1"]
-    with coming_home(session, known[-1], watcher):
+    with pulled_meanwhile(session, known[-1], watcher):
         watcher.say(f"TensorBoard of {folder}  (Ctrl-C ends it)")
         code = foreground([*argv, "--port", str(port), "--reload_interval", "5"], dict(os.environ))
     if code:
@@ -244,7 +244,7 @@ def tensorboard(store: Store, session: Session, port: int, watcher: Watcher) -> 
 
 
 @contextlib.contextmanager
-def coming_home(session: Session, job: Job, watcher: Watcher) -> Iterator[None]:
+def pulled_meanwhile(session: Session, job: Job, watcher: Watcher) -> Iterator[None]:
     """Brings outputs of the latest job home meanwhile, where it may have more."""
     if job.pulled or session.state == "closed" or session.machine is None:
         yield
