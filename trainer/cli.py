@@ -69,6 +69,7 @@ def train(
             return
         from trainer.train import train
 
+        stop.importing = False
         train(configuration, stop)
 
 

@@ -1,21 +1,25 @@
 """SIGTERM and SIGINT: the machine is taken back, or someone presses Ctrl-C."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 
 from trainer.errors import Stopped
+from trainer.progress import record_reason
 
 
 class StopSignals:
     """Notes that a stop was asked for. Used as a context manager, in the main thread; unentered, it never fires.
 
-    Until `deferred` is set a signal raises Stopped at once: loading holds nothing worth saving. Once the loop runs,
+    While `importing` a signal ends the process at once: torch's C++ takes no exception there, and aborts. Then, until
+    `deferred` is set, it raises Stopped: loading holds nothing worth saving. Once the loop runs,
     the signal is only noted in `asked`, and the loop ends the step, writes its checkpoint, and stops by itself.
-    What an import makes of Stopped (a module that failed, another exception) leaves the context manager as Stopped.
+    What a library makes of Stopped (a module that failed, another exception) leaves the context manager as Stopped.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self.importing = True
         self.deferred = False
         self._before: dict[int, object] = {}
 
@@ -32,6 +36,12 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
+        if self.importing:
+            error = self._stopped()
+            record_reason("stopped")
+            if os.environ.get("RANK", "0") == "0":  # of many processes that stop one says it
+                os.write(2, f"stopped: {error}\n".encode())
+            os._exit(error.exit_code)
         if not self.deferred:
             raise self._stopped()
 

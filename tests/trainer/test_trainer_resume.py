@@ -152,16 +152,16 @@ def test_stopped_while_it_loads_it_ends_at_once(tmp_path):
         assert "SIGTERM" in err and (tmp_path / "reason").read_text() == "stopped"
 
 
-def test_an_import_that_a_stop_broke_is_a_stop(monkeypatch):
-    from trainer import cli, config
+def test_what_a_library_makes_of_a_stop_is_a_stop(monkeypatch):
+    from trainer import cli, train
 
-    def broken(fields):
+    def broken(config, stop):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except Exception as error:
             raise ImportError("a C extension failed to import") from error
 
-    monkeypatch.setattr(config, "configure", broken)
+    monkeypatch.setattr(train, "train", broken)
     assert cli.main(["train"]) == 143
 
 

@@ -50,6 +50,8 @@ def train(config: TrainConfig, stop: StopSignals | None = None, say: Say = say_l
     progress = Progress.from_environment()
     progress.write(Report(epochs=config.epochs))
     where = lenet.settle(config)
+    if stop:
+        stop.importing = False
 
     # ---- the data and the model
     arrays, _ = data.read(config, say)
