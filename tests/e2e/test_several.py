@@ -189,7 +189,7 @@ def test_a_worker_that_dies_restarts_the_group_from_its_checkpoint_on_every_mach
     cli("up", "s", "--nodes", "2", "--yes")
     train = ("python", "-m", "trainer", "train", "--epochs", "4", "--batch-size", "10", "--checkpoint-every", "20steps")
     process = cli.start("run", "--", *train)
-    checkpoint = cli.home / "sessions/s/machine/home/.orchestrate/jobs/0001/work/outputs/checkpoint.pt"
+    checkpoint = cli.home / "sessions/s/machine/home/.orchestrate/jobs/0001" / "work" / "outputs/checkpoint.pt"
     eventually(lambda: process.poll() is not None or checkpoint.exists(), deadline_s=120, every_s=0.05)
     os.kill(worker(cli, rank=1), signal.SIGKILL)
     out, err = process.communicate(timeout=480)

@@ -204,7 +204,7 @@ def test_four_machines_train_one_run_and_one_killed_process_changes_not_a_bit_of
     try:
         train = ["python", "-m", "trainer", "train", *TRAIN, "--checkpoint-every", "5steps"]
         process = cli.start("run", "-n", "s", "--", *train)
-        work = network.nodes[0].home / ".orchestrate/jobs/0001/work/outputs"
+        work = network.nodes[0].home / ".orchestrate/jobs/0001" / "work" / "outputs"
 
         def begun() -> bool:
             assert process.poll() is None, process.communicate()[1].decode()[-3000:]
