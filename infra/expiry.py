@@ -53,7 +53,7 @@ def move(rented: Rented, stack: Stack, folder: Path, expires_at: float, say: Say
     from infra.stack import EngineFailed
 
     spec = replace(remembered(folder), expires_at=expires_at)
-    program = partly(lambda: rented.program(spec))
+    program = transformed(lambda: rented.program(spec), end_alone)
     enginecommand.end_orphans(stack.name, say)
     stackstate.unlock(stack)
     if not stackstate.resources(stack):
@@ -75,13 +75,13 @@ def is_timer(rented: Rented, one: Any) -> bool:
     return one.type in rented.timers and one.operation in ANEW
 
 
-def partly(program: Callable[[], None]) -> Callable[[], None]:
-    """The program, of whose inputs the engine takes those of the end alone."""
+def transformed(program: Callable[[], None], transformation: Callable[[Any], Any]) -> Callable[[], None]:
+    """The program, each of whose resources goes through this before the engine has it."""
 
     def run() -> None:
         from pulumi.runtime import register_stack_transformation
 
-        register_stack_transformation(end_alone)
+        register_stack_transformation(transformation)
         program()
 
     return run

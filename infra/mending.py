@@ -8,7 +8,7 @@ ended is refused before anything is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ def make(
     """Makes what was ended anew; the program's outputs. Raises InfraError, with nothing made where that isn't all."""
     from infra import deployment
 
-    program = beside(lambda: rented.program(spec))
+    program = expiry.transformed(lambda: rented.program(spec), as_it_is)
     planned = {(one.operation, one.type, one.name) for one in deployment.changes(stack, program)}
     if planned != (wanted := {("create", *one) for one in ended}):
         words = "; ".join(" ".join(one) for one in sorted(planned ^ wanted))
@@ -55,18 +55,6 @@ def make(
 def spec_of(folder: Path, host_private_key: str) -> MachineSpec:
     """What the machines were made with, and end at. Raises BadRequest where that isn't known."""
     return replace(expiry.remembered(folder), host_private_key=host_private_key)
-
-
-def beside(program: Callable[[], None]) -> Callable[[], None]:
-    """The program, of which the engine makes what isn't there, and leaves alone what is."""
-
-    def run() -> None:
-        from pulumi.runtime import register_stack_transformation
-
-        register_stack_transformation(as_it_is)
-        program()
-
-    return run
 
 
 def as_it_is(args: Any) -> Any:
