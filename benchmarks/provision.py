@@ -4,8 +4,8 @@ All by the real engine on the simulator. The rounds alternate, so that a busy co
 counted, since it warms the caches.
 
     bare    Pulumi's own way: `create_or_select_stack` with the cloud's program, a state in a folder, `up`, `destroy`
-    ours    `infra.renting`: the same, recorded before and after, with its key checked for expiry and place, the cloud
-            asked by tag until it says twice that nothing is left
+    ours    `infra.renting` and `infra.ending`: the same, recorded before and after, with its key checked for expiry and
+            place, the cloud asked by tag until it says twice that nothing is left
     command `orchestrate up` and `orchestrate down`, each a process of its own, which log in to the machine and ask for
             prices too; beside it the bare program as two processes of its own
 
@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 import infra.simulator  # noqa: E402
-from infra import engine, renting  # noqa: E402
+from infra import ending, engine, renting  # noqa: E402
 from infra.provider import MachineSpec, Offer, Rented, Request  # noqa: E402
 from infra.simulator.cloud import Simulator  # noqa: E402
 from infra.simulator.world import Simulated  # noqa: E402
@@ -122,7 +122,7 @@ def ours(rig: Rig, name: str) -> Seconds:
     spec = rig.spec(name)
     took = {"up": timed(lambda: renting.create(rig.rented, rig.world, spec, silent))}
     rig.expect(rig.nodes)
-    took["down"] = timed(lambda: renting.destroy(rig.rented, rig.world, name, spec.folder, silent))
+    took["down"] = timed(lambda: ending.destroy(rig.rented, rig.world, name, spec.folder, silent))
     rig.expect(0)
     return took
 

@@ -379,9 +379,9 @@ def load(name: str, simulated: bool = False) -> Cloud:
         )
     module = importlib.import_module(f"infra.clouds.{name}")
     if hasattr(module, "RENTED"):
-        from infra import renting  # it knows this module
+        from infra import renting, world  # they know this module
 
-        return renting.cloud(module.RENTED, renting.simulated() if simulated else renting.Real())
+        return renting.cloud(module.RENTED, world.of(simulated))
     if simulated:
         raise BadRequest(
             f"{name} needs no simulation: it is on this computer, and costs nothing", "leave --simulate out"

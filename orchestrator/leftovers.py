@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra import provider, renting
+from infra import places, provider
 from infra.errors import InfraError, MissingTool, NoCredentials
 from infra.provider import Survivor
 from orchestrator import quantities as q
@@ -76,11 +76,11 @@ def whose(store: Store, provider_name: str, simulated: bool, tag: str) -> str:
     sessions = store.sessions(every=True)
     for session in sessions:
         is_its = (session.provider, session.simulated) == (provider_name, simulated)
-        if is_its and session.state != "closed" and same(tag, renting.identity(session.name, session.folder)):
+        if is_its and session.state != "closed" and same(tag, places.identity(session.name, session.folder)):
             return OPEN
     # Of a session that isn't in the record any more, the name is in the tag: it would get the same tag here again.
     names = [*(session.name for session in sessions), tag.rpartition("-")[0]]
-    mine = (renting.identity(name, store.folder / "sessions" / name) for name in names)
+    mine = (places.identity(name, store.folder / "sessions" / name) for name in names)
     return HERE if any(same(tag, one) for one in mine) else ELSEWHERE
 
 

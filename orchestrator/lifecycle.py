@@ -78,10 +78,10 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
 def check_state(config: Config, watcher: Watcher) -> None:
     """Raises UsageError where the engine's state can't be kept where the user wants it, before any cloud is asked."""
     if (state := config.state_place()) and config.resources.providers != ("local",):
-        from infra import renting
+        from infra import places
 
         with mapped():
-            renting.check_state(state, watcher.say)
+            places.check_state(state, watcher.say)
 
 
 def again(store: Store, session: Session, config: Config, clouds: Clouds, watcher: Watcher) -> Session:

@@ -16,7 +16,7 @@ own, outside the engine's state, so that a test can compare the two.
     calls.py     what the clouds' own APIs are asked: prices, stock, lists by tag, deletes
     alibaba.py tencent.py huawei.py   the same in each one's wire form
     service.py   and over HTTP on loopback, for the clouds' own SDKs
-    world.py     how `infra.renting` reaches it
+    world.py     how it is reached in the real one's place
 
 Nobody has compared it with the clouds themselves: codes marked "unconfirmed" are from memory.
 """

@@ -1,4 +1,4 @@
-"""How `infra.renting` reaches the simulated cloud: a `World` in place of the real one."""
+"""How a simulated cloud is reached: a `World` in place of the real one (`infra.world`)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra import cloudinit, expiry, provider, renting
+from infra import cloudinit, expiry, places, provider
 from infra.errors import BadRequest, InfraError
 from infra.provider import TAG_SESSION, Cloud, Machine, MachineSpec, Request, resource_name, unheard
 from orchestrator import extension
@@ -196,7 +196,7 @@ def left(cloud: Simulator, tag: str, region: str = "cn-shanghai") -> str:
 
 def here(cli: Cli, name: str) -> str:
     """The tag of a session of that name in the test's own record."""
-    return renting.identity(name, cli.home / "sessions" / name)
+    return places.identity(name, cli.home / "sessions" / name)
 
 
 def test_sweep_removes_what_no_session_has_and_keeps_what_is_open_or_anothers(cli: Cli, cloud: Simulator) -> None:

@@ -20,6 +20,7 @@ from infra.provider import TAG_SESSION, Access, Credentials, Offer, Quote, Rente
 from infra.simulator.cloud import Simulator
 from infra.simulator.kinds import GROUP, KEY, KINDS, NETWORK, SUBNET
 from infra.simulator.world import Simulated
+from infra.world import Real
 
 NAMES = ("aliyun", "tencent", "huawei")
 TYPES = {"aliyun": "ecs.gn7i-c8g1.2xlarge", "tencent": "GN7.2XLARGE32", "huawei": "pi2.2xlarge.4"}
@@ -187,7 +188,7 @@ def test_a_call_that_hangs_meets_the_deadline(rented: Rented, world: Simulated) 
 
 
 @dataclass(frozen=True)
-class Nearby(renting.Real):
+class Nearby(Real):
     """The real world's way, with its key and all; only the address is the service's."""
 
     url: str = ""

@@ -15,7 +15,7 @@ import keyring.backend
 import keyring.errors
 import pytest
 
-from infra import passphrases, provider, renting
+from infra import passphrases, places, provider
 from infra.errors import BadRequest
 from infra.provider import MachineSpec, Request, unheard
 from orchestrator.ssh import generate_key
@@ -105,7 +105,7 @@ def test_a_team_gives_its_own_passphrase_for_its_own_place(ring: Memory, tmp_pat
 def test_the_keyring_is_looked_for_only_where_a_passphrase_is(tmp_path: Path) -> None:
     import subprocess
 
-    script = "import sys, orchestrator.cli, infra.renting; print('keyring' in sys.modules)"
+    script = "import sys, orchestrator.cli, infra.renting, infra.places; print('keyring' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
 
@@ -140,9 +140,9 @@ def test_a_state_is_kept_elsewhere_and_what_was_made_is_moved_and_ended_from_the
     where, files = place
     there, folder = provider.load("aliyun", simulated=True), tmp_path / "s"
     folder.mkdir(mode=0o700)
-    renting.check_state(where, unheard)
+    places.check_state(where, unheard)
     there.create(spec_in(folder, where), unheard)
-    mark = renting.identity("s", folder)
+    mark = places.identity("s", folder)
     assert any(f"stacks/orchestrate/{mark}.json" in file for file in files())
     assert json.loads((folder / "place.json").read_text()) == {
         "region": "cn-hangzhou", "identity": mark, "state": where,
@@ -168,4 +168,4 @@ def test_a_place_that_can_not_be_used_is_one_error_before_any_cloud_is_asked(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any-at-all")
     with pytest.raises(BadRequest, match=r"can't be kept in s3://bucket.*connection refused"):
-        renting.check_state("s3://bucket?endpoint=http://127.0.0.1:9&region=x&s3ForcePathStyle=true", unheard)
+        places.check_state("s3://bucket?endpoint=http://127.0.0.1:9&region=x&s3ForcePathStyle=true", unheard)
