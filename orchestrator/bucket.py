@@ -47,8 +47,8 @@ LONGEST_S = 7 * 86400  # that an address may be valid, by the signature's own ru
 FETCH_S = 6 * 3600  # for a machine to fetch an archive
 RENEW_S = 900.0  # a key that is itself lent for an hour makes addresses that end with it
 KIND = "application/octet-stream"  # signed with the address, as the machine sends it
-MOST_BYTES = 5 << 30
-POINTER, SLOTS = "latest.json", ("0.tar", "1.tar")
+PIECE, MOST_PIECES = 4 << 30, 64  # an archive is cut into objects of so many bytes: stores take 5 GiB in a request
+POINTER, SLOTS = "latest.json", (0, 1)  # archives take turns
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,20 @@ class Archive:
     slot: int
     sha256: str
     size: int
+    piece: int  # bytes of each of the objects that it is in, but for the last
     files: int
     at: float  # by the machine's clock, as it was packed
     of: float | None  # when the job had started there
     last: bool  # the job had ended, and wrote nothing after
+
+    def objects(self) -> list[str]:
+        """What it is in, in order."""
+        return [object_name(self.slot, number) for number in range(-(-self.size // self.piece))]
+
+
+def object_name(slot: int, number: int) -> str:
+    """A piece of an archive: put together by name, they are a tar file."""
+    return f"{slot}.{number:02}.tar"
 
 
 # ---- where --------------------------------------------------------------------------------------------------------
@@ -245,7 +255,8 @@ def grant(session: Session, job: Job, node: int = 0, again: Say | None = None) -
         return str(store.generate_presigned_url("put_object", Params=what, ExpiresIn=valid_s))
 
     return {
-        "put": [put(slot) for slot in SLOTS],
+        "put": [[put(object_name(slot, number)) for number in range(MOST_PIECES)] for slot in SLOTS],
+        "piece": PIECE,
         "pointer": put(POINTER),
         "slot": 1 - found[0].slot if found else 0,
         "before": asdict(found[0]) if found else None,
@@ -315,10 +326,12 @@ def archive_of(said: dict[str, Any]) -> Archive:
     """An archive as the pointer has it. Raises ValueError, TypeError, KeyError."""
     of = said["of"]
     found = Archive(
-        int(said["slot"]), str(said["sha256"]), int(said["size"]), int(said["files"]), float(said["at"]),
-        None if of is None else float(of), said["last"] is True,
+        int(said["slot"]), str(said["sha256"]), int(said["size"]), int(said["piece"]), int(said["files"]),
+        float(said["at"]), None if of is None else float(of), said["last"] is True,
     )  # fmt: skip
-    if found.slot not in (0, 1) or not re.fullmatch("[0-9a-f]{64}", found.sha256) or not 0 <= found.size <= MOST_BYTES:
+    if found.slot not in SLOTS or not re.fullmatch("[0-9a-f]{64}", found.sha256):
+        raise ValueError(said)
+    if found.piece < 1 or not 0 <= found.size <= found.piece * MOST_PIECES:
         raise ValueError(said)
     return found
 
@@ -331,15 +344,15 @@ def restore(wire: Wire, session: Session, job: Job, node: int, say: Say) -> str 
     place = place_of(job)
     if place is None:
         return None
+    store, part = client(place), place.key(folder(session, job, node))
     home = run_json(job.results / f"node-{node}" if node else job.results).get("home") or {}
     for archive in archives(session, job, node, say):
         if not is_newer(archive, home):
             say(f"what came home is newer than the bucket's checkpoint of {clock(archive.at)}: it is sent from here")
             return None
-        key = place.key(f"{folder(session, job, node)}/{SLOTS[archive.slot]}")
-        what = {"Bucket": place.bucket, "Key": key}
-        url = client(place).generate_presigned_url("get_object", Params=what, ExpiresIn=FETCH_S)
-        offer = {"url": url, "sha256": archive.sha256, "size": archive.size, "files": archive.files}
+        keys = [{"Bucket": place.bucket, "Key": f"{part}/{name}"} for name in archive.objects()]
+        urls = [store.generate_presigned_url("get_object", Params=key, ExpiresIn=FETCH_S) for key in keys]
+        offer = {"urls": urls, "sha256": archive.sha256, "size": archive.size, "files": archive.files}
         say(f"the bucket's checkpoint of {clock(archive.at)} is newer than what came home; the machine fetches it")
         try:
             answer = wire.call("restore", patience_s=120 + archive.size / 2**20, offer=offer)
@@ -383,14 +396,13 @@ def remove(record: Store, session: Session, say: Say) -> None:
         if place.keep:
             say(f"the checkpoints of job {job.number} stay in s3://{place.bucket}/{folders[0].rpartition('/')[0]}")
             continue
-        left: list[str] = []
         try:
             store = client(place)
-            for key in (f"{one}/{file}" for one in folders for file in (POINTER, *SLOTS)):
-                left.append(key)
-                with answering(place):
-                    store.delete_object(Bucket=place.bucket, Key=key)
-                left.pop()
+            with answering(place):
+                for prefix in folders:
+                    there = store.list_objects(Bucket=place.bucket, Prefix=f"{prefix}/").get("Contents", [])
+                    for key in (one["Key"] for one in there):
+                        store.delete_object(Bucket=place.bucket, Key=key)
         except OrchestrateError as error:
             named = ", ".join(f"s3://{place.bucket}/{one}" for one in folders)
             words = f"the checkpoints of job {job.number} may still be in {named}: {error}; remove them there"

@@ -1,8 +1,9 @@
 """A job's checkpoints in an object store: what it has written goes there as one archive, and comes from there as one.
 
 This machine knows no key. It has addresses that the client signed, in the job's `bucket.json`, mode 0600: two places
-for archives, which take turns, so that one that is cut off never harms the one before it; and a pointer that names the
-last two that are whole, with their sha256. Standard library only, Python 3.8 and up.
+for archives, which take turns, so that one that is cut off never harms the one before it, each of many objects, since a
+store takes 5 GiB at once; and a pointer that names the last two that are whole, with their sha256. Standard library
+only, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from typing import Any, Callable, Dict
 Facts = Dict[str, Any]  # what crosses the wire as a JSON object
 GRANT, DONE, ARCHIVE = "bucket.json", "bucket.done.json", "bucket.tar"  # in a job's folder
 KIND = "application/octet-stream"  # the client has signed it with the address
-MOST_BYTES = 5 << 30  # that a store takes in one request
 MOST_FILES = 200_000
 FIRST_S = 10.0  # after the start: whether the store can be reached is known soon
 AGAIN_S = 60.0  # after a failure, where the next is later
@@ -95,15 +95,17 @@ class Keeper:
         began, now = time.monotonic(), time.time()
         done = read_json(self.file(DONE)) or {}
         try:
-            facts = pack(self.file("work"), grant["patterns"], self.file(ARCHIVE))
+            addresses, piece = grant["put"], grant["piece"]
+            facts = pack(self.file("work"), grant["patterns"], self.file(ARCHIVE), piece * len(addresses[0]))
             if facts["marks"] == self.marks and not last:
                 return
             archive = {name: facts[name] for name in ("files", "size", "sha256")}
             latest = done.get("latest")
             slot = 1 - latest["slot"] if latest else grant["slot"]
-            archive.update(slot=slot, at=now, of=self.started_at(), last=last)
+            archive.update(slot=slot, piece=piece, at=now, of=self.started_at(), last=last)
             with open(self.file(ARCHIVE), "rb") as file:
-                send(grant["put"][slot], file, facts["size"], deadline)
+                for number, begin in enumerate(range(0, facts["size"], piece)):
+                    send(addresses[slot][number], file, min(piece, facts["size"] - begin), deadline)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(self.file(ARCHIVE))
@@ -118,8 +120,8 @@ class Keeper:
         self.marks, self.took_s = facts["marks"], time.monotonic() - began
 
 
-def pack(work: str, patterns: list[str], target: str) -> Facts:
-    """Packs what the patterns name below `work` into a tar file, each file as it was at one moment.
+def pack(work: str, patterns: list[str], target: str, most: int) -> Facts:
+    """Packs what the patterns name below `work` into a tar file of at most `most` bytes, each file as at one moment.
 
     Returns how many `files`, its `size`, its `sha256`, and what the files' `marks` are. Raises Trouble, OSError.
     """
@@ -130,7 +132,7 @@ def pack(work: str, patterns: list[str], target: str) -> Facts:
     marks: list[str] = []
     with open(target, "w+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as archive:
         for name in names:
-            pack_one(archive, name, name[len(work) + 1 :], marks, outputs.mark)
+            pack_one(archive, name, name[len(work) + 1 :], marks, outputs.mark, most)
         archive.write(b"\0" * 1024)  # as a tar file ends
         size = archive.tell()
         got = hashlib.sha256()
@@ -140,7 +142,7 @@ def pack(work: str, patterns: list[str], target: str) -> Facts:
     return {"files": len(marks), "size": size, "sha256": got.hexdigest(), "marks": marks}
 
 
-def pack_one(archive: Any, name: str, path: str, marks: list[str], mark: Callable[[Any], str]) -> None:
+def pack_one(archive: Any, name: str, path: str, marks: list[str], mark: Callable[[Any], str], most: int) -> None:
     """One file more; one that changes while it's read is read again. Raises Trouble, OSError."""
     begin = archive.tell()
     for number in range(TRIES):
@@ -152,8 +154,8 @@ def pack_one(archive: Any, name: str, path: str, marks: list[str], mark: Callabl
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 return
-            if begin + info.st_size > MOST_BYTES - 4096:
-                raise Trouble(f"the outputs are more than the {MOST_BYTES >> 30} GiB that a store takes at once")
+            if begin + info.st_size > most - 4096:
+                raise Trouble(f"the outputs are more than the {most >> 30} GiB that are kept in a bucket")
             if shutil.disk_usage(os.path.dirname(archive.name)).free < info.st_size + (256 << 20):
                 raise Trouble("the machine's disk has no room to pack the outputs")
             member = tarfile.TarInfo(path)
@@ -178,23 +180,25 @@ def pack_one(archive: Any, name: str, path: str, marks: list[str], mark: Callabl
 
 
 class Body:
-    """A file as it is sent, until a deadline."""
+    """So many bytes of a file as they are sent, until a deadline."""
 
-    def __init__(self, file: Any, deadline: float) -> None:
-        self.file, self.deadline = file, deadline
+    def __init__(self, file: Any, left: int, deadline: float) -> None:
+        self.file, self.left, self.deadline = file, left, deadline
 
     def read(self, size: int) -> bytes:
         if time.monotonic() > self.deadline:
             raise Trouble("there was no time left")
-        return bytes(self.file.read(max(size, 1 << 16)))
+        data = bytes(self.file.read(min(max(size, 1 << 16), self.left)))
+        self.left -= len(data)
+        return data
 
 
 def send(address: str, file: Any, size: int, deadline: float) -> None:
-    """Puts it there: whole, or not at all. Raises Trouble."""
+    """Puts the file's next `size` bytes there: whole, or not at all. Raises Trouble."""
     import urllib.request
 
     headers = {"Content-Length": str(size), "Content-Type": KIND}
-    request = urllib.request.Request(address, data=Body(file, deadline), method="PUT", headers=headers)  # type: ignore[arg-type]
+    request = urllib.request.Request(address, data=Body(file, size, deadline), method="PUT", headers=headers)  # type: ignore[arg-type]
     with asked(address, max(min(SILENT_S, deadline - time.monotonic()), 0.1), request):
         pass
 
@@ -227,7 +231,7 @@ def asked(address: str, timeout_s: float, request: Any = None) -> Any:
 
 
 def fetch(offer: Facts, part: str, target: str) -> None:
-    """The archive that the client offers (`url`, `sha256`, `size`, `files`), unpacked as the folder `target`.
+    """The archive that the client offers (its pieces' `urls`, `sha256`, `size`, `files`), unpacked as `target`.
 
     It is there as a whole, and is what the client said, or isn't. Raises Trouble, OSError.
     """
@@ -237,14 +241,17 @@ def fetch(offer: Facts, part: str, target: str) -> None:
         raise Trouble("the machine's disk has no room for it")
     aside = f"{target}.{os.getpid()}"
     try:
-        with open(part, "wb") as file, asked(offer["url"], SILENT_S) as answer:
-            size, got = 0, hashlib.sha256()
-            for chunk in iter(lambda: answer.read(1 << 20), b""):
-                size += len(chunk)
-                if size > offer["size"]:
-                    break
-                got.update(chunk)
-                file.write(chunk)
+        size, got = 0, hashlib.sha256()
+        with open(part, "wb") as file:
+            for url in offer["urls"]:
+                with asked(url, SILENT_S) as answer:
+                    while size <= offer["size"]:
+                        chunk = answer.read(1 << 20)
+                        if not chunk:
+                            break
+                        size += len(chunk)
+                        got.update(chunk)
+                        file.write(chunk)
         if size != offer["size"] or got.hexdigest() != offer["sha256"]:
             raise Trouble("what is in the store is damaged: its sha256 is another")
         os.mkdir(aside)

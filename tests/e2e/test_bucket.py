@@ -33,7 +33,7 @@ def step_there(bucket: Bucket) -> int:
     said = [json.loads(data) for key, data in kept.items() if key.endswith("latest.json")]
     if not said:
         return 0
-    [archive] = [data for key, data in kept.items() if key.endswith(f"/{said[0]['latest']['slot']}.tar")]
+    [archive] = [data for key, data in kept.items() if key.endswith(f"/{said[0]['latest']['slot']}.00.tar")]
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
         found = members.extractfile("outputs/state") if "outputs/state" in members.getnames() else None
         return int(found.read()) if found else 0

@@ -83,17 +83,21 @@ def pointer(bucket: Bucket) -> dict[str, Any]:
     kept = dict(bucket.kept)
     said = json.loads(kept.get("runs/s/1-0123456789ab/0/latest.json", b"{}"))
     if said:
-        archive = kept[f"runs/s/1-0123456789ab/0/{said['latest']['slot']}.tar"]
-        assert hashlib.sha256(archive).hexdigest() == said["latest"]["sha256"], said
+        assert hashlib.sha256(archive(kept, said["latest"])).hexdigest() == said["latest"]["sha256"], said
     return said
+
+
+def archive(kept: dict[str, bytes], one: dict[str, Any]) -> bytes:
+    """Its pieces, put together."""
+    pieces = range(-(-one["size"] // one["piece"]))
+    return b"".join(kept[f"runs/s/1-0123456789ab/0/{one['slot']}.{number:02}.tar"] for number in pieces)
 
 
 def both_whole(kept: dict[str, bytes]) -> dict[str, bytes]:
     """What is in the bucket, where both archives are those that the pointer names; else {}."""
     said = json.loads(kept["runs/s/1-0123456789ab/0/latest.json"])
-    for archive in (said["latest"], said["before"]):
-        content = kept[f"runs/s/1-0123456789ab/0/{archive['slot']}.tar"]
-        if hashlib.sha256(content).hexdigest() != archive["sha256"]:
+    for one in (said["latest"], said["before"]):
+        if hashlib.sha256(archive(kept, one)).hexdigest() != one["sha256"]:
             return {}
     return kept
 
@@ -116,9 +120,10 @@ def test_what_a_job_has_written_goes_to_the_next_machine_without_crossing_the_cl
     first, folder = machines("first"), "runs/s/1-0123456789ab/0"
     given = b.grant(session, job)
     assert given is not None and bucket_server.SECRET not in json.dumps(given)
-    first.submit(1, STEPS, run_id=job.run_id, bucket={**given, "every_s": 0.3})
+    first.submit(1, STEPS, run_id=job.run_id, bucket={**given, "every_s": 0.3, "piece": 1024})
     eventually(lambda: pointer(bucket).get("before"), 60)  # twice, so that both places were used
-    assert {f"{folder}/{name}" for name in ("0.tar", "1.tar", "latest.json")} == set(bucket.kept)
+    pieces = [f"{slot}.{number:02}.tar" for slot in (0, 1) for number in (0, 1)]  # a member is 1 KiB, and so the end
+    assert {f"{folder}/{name}" for name in (*pieces, "latest.json")} <= set(bucket.kept)
 
     # what the machine holds: addresses in a file that nobody else reads, and in no program's words or variables
     assert (first.folder(1) / "bucket.json").stat().st_mode & 0o777 == 0o600
@@ -128,7 +133,7 @@ def test_what_a_job_has_written_goes_to_the_next_machine_without_crossing_the_cl
             assert not text.exists() or b"X-Amz" not in text.read_bytes()
 
     # an upload that breaks off: what the pointer names stays whole, and the next one mends it
-    bucket.cut.update({"0.tar", "1.tar"})
+    bucket.cut.update({"0.01.tar", "1.00.tar"})
     eventually(lambda: not bucket.cut, 60)
     assert pointer(bucket)["latest"]
     first.until_log(1, b"the checkpoint is in the bucket again", 60)
@@ -160,11 +165,11 @@ def test_what_a_job_has_written_goes_to_the_next_machine_without_crossing_the_cl
     third.agent()
     bucket.kept.update(whole)
     last = pointer(bucket)
-    key = f"{folder}/{last['latest']['slot']}.tar"
+    key = f"{folder}/{last['latest']['slot']}.00.tar"
     bucket.kept[key] = bucket.kept[key][:-1] + b"x"
     assert b.restore(third.wire, session, job, 0, said.append) == last["before"]["sha256"]
     assert "what is in the store is damaged" in said[-2]
-    bucket.kept.update({f"{folder}/{slot}.tar": b"" for slot in (0, 1)})
+    bucket.kept.update({f"{folder}/{slot}.00.tar": b"" for slot in (0, 1)})
     assert b.restore(machines("fourth").wire, session, job, 0, said.append) is None
     bucket.kept[f"{folder}/latest.json"] = b'{"latest": {"slot": 7}, "before": null}'
     assert b.restore(third.wire, session, job, 0, said.append) is None and "it isn't used" in said[-1]
@@ -266,7 +271,7 @@ def test_what_is_packed_comes_out_as_it_was(tmp_path: Path, monkeypatch: pytest.
     (work / "outputs/d/run").chmod(0o700)
     (work / "outputs/link").symlink_to("/etc/passwd")
     os.mkfifo(work / "outputs/pipe")
-    facts = there.pack(str(work), ["outputs", "outputs/a", "nothing"], str(tmp_path / "archive"))
+    facts = there.pack(str(work), ["outputs", "outputs/a", "nothing"], str(tmp_path / "archive"), 10**9)
     assert facts["files"] == 4 and facts["size"] == (tmp_path / "archive").stat().st_size
     there.unpack(str(tmp_path / "archive"), str(into), 4)
     for name in ("outputs/a", "outputs/d/run", odd, long):
@@ -280,10 +285,9 @@ def test_what_is_packed_comes_out_as_it_was(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(outputs, "mark", lambda info: str(next(reads)))
     monkeypatch.setattr(there.time, "sleep", lambda seconds: None)
     with pytest.raises(there.Trouble, match="changes all the time"):
-        there.pack(str(work), ["outputs"], str(tmp_path / "archive"))
-    monkeypatch.setattr(there, "MOST_BYTES", 4500)
+        there.pack(str(work), ["outputs"], str(tmp_path / "archive"), 10**9)
     with pytest.raises(there.Trouble, match="more than the 0 GiB"):
-        there.pack(str(work), ["outputs"], str(tmp_path / "archive"))
+        there.pack(str(work), ["outputs"], str(tmp_path / "archive"), 4500)
 
 
 # ---- where --------------------------------------------------------------------------------------------------------
@@ -389,7 +393,7 @@ def test_nothing_stays_in_the_bucket_and_what_does_is_named(bucket: Bucket, tmp_
         (job.results / "run.json").write_text(json.dumps({"bucket": asdict(replace(where, keep=keep))}))
         b.remove(record, session, said.append)
 
-    theirs = {"runs/s/1-0123456789ab/0/" + name: b"" for name in ("0.tar", "1.tar", "latest.json")}
+    theirs = {"runs/s/1-0123456789ab/0/" + name: b"" for name in ("0.00.tar", "0.01.tar", "1.00.tar", "latest.json")}
     bucket.kept.update({**theirs, "runs/other": b""})
     down(keep=True)
     assert bucket.kept.keys() == {*theirs, "runs/other"} and "stay in s3://bucket/runs/s/1-0123456789ab" in said[-1]
