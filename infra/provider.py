@@ -221,6 +221,7 @@ class Cloud:
     create: Callable[[MachineSpec, Say], tuple[Machine, ...]]
     destroy: Callable[[str, Path, Say], None]
     survivors: Callable[[str, Path], list[str]]
+    lives: Callable[[str, Path, str], bool] | None = None  # that machine, by its id; None: where `survivors` names it
     mirrors: Mirrors = Mirrors()
     keeps_disk: bool = False  # a machine that ended by itself can be created again, with what was on it
     check: Callable[[Offer], None] = lambda offer: None  # before anything is made: no or a wrong key, no answer

@@ -49,8 +49,10 @@ from orchestrator.flags import (
     NewName,
     NewNameOption,
     OneNode,
+    OnNode,
     Params,
     PassExitCode,
+    Prune,
     Recover,
     RemotePort,
     RunFolder,
@@ -139,6 +141,7 @@ def run(
     command: CommandLine = None,
     name: NameOption = None,
     file: FileOption = None,
+    node: OnNode = None,
     detach: Detach = False,
     recover: Recover = False,
     pass_exit_code: PassExitCode = False,
@@ -152,8 +155,13 @@ def run(
         records = store()
         usual = session_name(name, config)
         session = records.pick(name or config.name or (usual if records.find(usual) else None))
-        run = recovering() if recover or config.recover else lifecycle.run
-        job = run(records, session, config, command, watcher, detach)
+        if recover and node is not None:
+            raise UsageError("a job on one of several machines is not brought back", "leave --node or --recover out")
+        if node is not None:
+            job = lifecycle.run(records, session, config, command, watcher, detach, node)
+        else:
+            run = recovering() if recover or config.recover else lifecycle.run
+            job = run(records, session, config, command, watcher, detach)
         watcher.close()
         again = f"orchestrate logs {session.name} -f -j {job.number}"
         done(as_json, job_json(job), f"job {job.number} {job.state}", *([again] if detach else []))
@@ -171,13 +179,15 @@ def tune(
     metric: Metric = None,
     minimize: Minimize = None,
     jobs_per_machine: JobsPerMachine = None,
+    prune: Prune = None,
     max_failures: MaxFailures = None,
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Search a command's best parameters, on all machines and GPUs at once. The same words again go on."""
-    wish = {"trials": trials, "sampler": sampler, "metric": metric, "minimize": minimize, "max_failures": max_failures}
-    config = read_tune(file, as_json, param or [], {**wish, "jobs_per_machine": jobs_per_machine})
+    wish = {"trials": trials, "sampler": sampler, "metric": metric, "minimize": minimize, "prune": prune}
+    wish |= {"jobs_per_machine": jobs_per_machine, "max_failures": max_failures}
+    config = read_tune(file, as_json, param or [], wish)
     with told(False, as_json) as watcher:
         from orchestrator.tuning import board
         from orchestrator.tuning.search import Search

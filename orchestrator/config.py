@@ -140,6 +140,7 @@ Secrets = Annotated[
     ),
 ]
 Sampler = Annotated[str, PlainValidator(space.parse_sampler), WithJsonSchema({"enum": list(space.SAMPLERS)})]
+Pruner = Annotated[str, PlainValidator(space.parse_pruner), WithJsonSchema({"enum": list(space.PRUNERS)})]
 A_LIST, A_MAPPING = BeforeValidator(q.parse_list), BeforeValidator(q.parse_mapping)
 
 
@@ -318,6 +319,12 @@ class Tune(Fields):
     minimize: Switch = Field(default=False, description="The least of it is the best.", examples=[False, True])
     jobs_per_machine: Count = Field(
         default=0, description="Trials at once on each machine; 0: one a GPU, or one.", examples=[0, 2]
+    )
+    prune: Pruner = Field(
+        default="none",
+        description="Whether trials end early that do worse than others did by then: than the median of those that are "
+        "complete, or as hyperband shares out the time.",
+        examples=["median", "hyperband"],
     )
     max_failures: Count = Field(default=5, description="So many failed trials in a row end the search.", examples=[5])
 

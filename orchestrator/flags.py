@@ -56,6 +56,8 @@ Sampler = Annotated[str | None, Opt(metavar="NAME", help="tpe, random or grid; l
 Metric = Annotated[str | None, Opt(metavar="NAME", help="The number that decides; left out: test_accuracy.")]
 Minimize = Annotated[bool | None, Opt("--minimize/--maximize", help="Whether the least of it is the best.")]
 JobsPerMachine = Annotated[int | None, Opt(min=1, metavar="N", help="Trials at once; left out: one a GPU, or one.")]
+Prune = Annotated[str | None, Opt(metavar="NAME", help="End poor trials early: median or hyperband; left out: none.")]
+OnNode = Annotated[int | None, Opt("--node", metavar="N", help="Of several machines on that one alone.")]
 MaxFailures = Annotated[int | None, Opt(min=1, metavar="N", help="So many in a row end it; left out: 5.")]
 Fresh = Annotated[bool, Opt("--fresh", help="Begin anew, though the same words have been searched before.")]
 PassExitCode = Annotated[bool, Opt("--pass-exit-code", help="Exit with the job's own code instead of 10.")]

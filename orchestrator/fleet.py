@@ -13,9 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator import jobs
 from orchestrator.errors import OrchestrateError
 from orchestrator.report import Lines
 from orchestrator.session import connect
@@ -23,6 +22,9 @@ from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
 from orchestrator.wire import Wire
+
+if TYPE_CHECKING:
+    from orchestrator import jobs
 
 T = TypeVar("T")
 MOST_AT_ONCE = 64  # machines
@@ -76,6 +78,8 @@ class Fleet:
 
     def refresh(self, store: Store, known: list[Job], timeout_s: float = 30) -> None:
         """Brings the record up to what the jobs' machines say of them. Raises MachineError, Unreachable."""
+        from orchestrator import jobs  # 15 ms that not all who reach machines need
+
         for machine, host in zip(self.machines, self.hosts, strict=True):
             there = [job for job in known if (job.node or 0) == machine.node]
             if there or machine.node == 0:

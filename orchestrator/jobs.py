@@ -59,6 +59,7 @@ class Spec:
     log_bytes: int = 0  # of the log that are kept on the machine; 0: all
     spot: dict[str, Any] | None = None  # where a spot machine reads that it will be taken back
     address: str = ""  # of several machines, where the others reach this one
+    meet: bool = False  # of several machines, one that joins: it starts once the first listens where all meet
     restore: str | None = None  # the tree that it had written before it was lost elsewhere
     log_start: int = 0  # bytes of its log until then
     attempt: str = ""  # of a job that was lost: another one each time that it is begun again

@@ -21,6 +21,7 @@ from orchestrator.errors import (
     Elsewhere,
     JobFailed,
     Locked,
+    MachineGone,
     MayStillBill,
     OrchestrateError,
     TransferIncomplete,
@@ -87,7 +88,7 @@ def check_state(config: Config, watcher: Watcher) -> None:
 def again(store: Store, session: Session, config: Config, clouds: Clouds, watcher: Watcher) -> Session:
     """The session's machines, checked to be ready; where they have ended and their disks are kept, started again."""
     cloud = clouds[session.provider]
-    if cloud.keeps_disk and not cloud.survivors(session.name, session.folder):
+    if cloud.keeps_disk and any(is_gone(session, machine) for machine in session.machines):
         store.extend(session, time.time() + config.resources.expiry)
         session = store.pick(session.name)
         session = create(store, session, clouds, config, propose(clouds, session.name, config), watcher)
@@ -231,15 +232,24 @@ def rolled_back(store: Store, session: Session, clouds: Clouds, watcher: Watcher
 
 
 def run(
-    store: Store, session: Session, config: Config, argv: list[str] | None, watcher: Watcher, detach: bool = False
+    store: Store,
+    session: Session,
+    config: Config,
+    argv: list[str] | None,
+    watcher: Watcher,
+    detach: bool = False,
+    node: int | None = None,
 ) -> Job:
-    """Sends the work, queues it, follows it to its end and brings everything home.
+    """Sends the work, queues it, follows it to its end and brings everything home; with `node` on that machine alone.
 
     Ctrl-C detaches and never kills: KeyboardInterrupt leaves the job running. The job returned has ended, well or not;
     with `detach` it is only queued. Raises OrchestrateError.
     """
+    there = [machine.node for machine in session.machines]
+    if node is not None and node not in there:
+        raise UsageError(f"{session.name!r} has no machine {node}", f"it has {', '.join(map(str, there)) or 'none'}")
     with Fleet(session) as fleet:
-        job = start(fleet, store, session, config, argv, watcher)
+        job = start(fleet, store, session, config, argv, watcher, node=node)
         return job if detach else finish(fleet, store, session, job, watcher, offset=0)
 
 
@@ -251,13 +261,16 @@ def start(
     argv: list[str] | None,
     watcher: Watcher,
     lost: Job | None = None,
+    node: int | None = None,
 ) -> Job:
     """Checks that the machines are ready, sends the work, queues it: as a new job, or as one that was lost."""
     config = as_made(session, config)
+    if node is not None:  # nobody brings it back
+        fleet, config = fleet.of(node), config.model_copy(update={"recover": False})
     with held(store, session) if lost else store.lock(session.name):  # a recovery has nobody to try again
         ready, load = check(fleet, store, session, config, argv, watcher)
         if lost is None:
-            job = payload.submit(store, session, config, fleet, ready, load, watcher)
+            job = payload.submit(store, session, config, fleet, ready, load, watcher, node)
         else:
             job = payload.submit_again(store, session, fleet, ready, load, watcher, lost)
     watcher.say(f"job {job.number}: {job.command}")
@@ -272,7 +285,7 @@ def check(
     say = [watcher.say for watcher in fleet.watchers(watcher)]
 
     def look(node: int, host: Host) -> bootstrap.Ready:
-        with host.agent() as wire:
+        with said_where_gone(session, fleet.machines[node]), host.agent() as wire:
             ready = bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, say[node])
             if config.recover and len(fleet.hosts) == 1:  # of several, the client begins all again together
                 bootstrap.survive_reboots(wire, not (cloud.keeps_disk or session.simulated), say[node])
@@ -312,10 +325,14 @@ def finish(
         record, part = parts[node]
         seen = part.shown if offset is None else offset
         pull_every_s = payload.setting(job, "pull_every", 30)
+        machine = fleet.machines[node]
         with bucket.renewed(host, session, job, node, watchers[node].say):
-            ended = jobs.follow(
-                host, record, part, watchers[node], seen, pull_every_s, lambda: is_gone(session, fleet.machines[node])
-            )
+            try:
+                ended = jobs.follow(
+                    host, record, part, watchers[node], seen, pull_every_s, lambda: is_gone(session, machine)
+                )
+            except MachineGone as error:
+                raise gone(session, machine, f", and job {job.number} with it") from error
         watchers[node].close()
         if ended.state in ("failed", "lost") and len(parts) > 1:
             failed.append((node, ended))
@@ -325,8 +342,9 @@ def finish(
     with coming_home(job):
         pulled = bring_home(fleet, store, job, watcher.progress)
     job = store.reread(job)
-    if failed and failed[0][0]:
-        node, part = failed[0]
+    first = next((one for one in failed if one[1].state == "lost"), failed[0] if failed else None)
+    if first and first[0]:  # a part that is lost has the others fail, be it that they say so before it does
+        node, part = first
         store.update_job(job, state=part.state, code=part.code, reason=f"machine {node}: {part.reason}")
         job = store.reread(job)
     if not job.ended:
@@ -342,10 +360,34 @@ def is_gone(session: Session, machine: MachineRow) -> bool:
     """Whether the cloud itself has that machine no more. A cloud that doesn't answer says nothing."""
     cloud = load_cloud(session.provider, session.simulated)
     try:
+        if cloud.lives:
+            return not cloud.lives(session.name, session.folder, machine.id)
         left = cloud.survivors(session.name, session.folder)
     except InfraError:
         return False
-    return not (left if cloud.keeps_disk else [one for one in left if machine.id in one])
+    return not any(machine.id in one for one in left)
+
+
+@contextlib.contextmanager
+def said_where_gone(session: Session, machine: MachineRow) -> Iterator[None]:
+    """Where a machine doesn't answer since there is none any more, the error says so. Raises MachineGone."""
+    try:
+        yield
+    except Unreachable as error:
+        if is_gone(session, machine):
+            raise gone(session, machine) from error
+        raise
+
+
+def gone(session: Session, machine: MachineRow, more: str = "") -> MachineGone:
+    """The error where a machine has ended by itself, with what to do about it."""
+    which = f"machine {machine.node} of {len(session.machines)}" if len(session.machines) > 1 else "the machine"
+    hint = "`orchestrate run --recover` replaces such a machine, and goes on with what came home"
+    if load_cloud(session.provider, session.simulated).keeps_disk:
+        hint = (
+            f"`orchestrate up {session.name}` starts it again, with the disk that it had; `run --recover` does so too"
+        )
+    return MachineGone(f"{which} of {session.name!r} has ended{more}", hint)
 
 
 @contextlib.contextmanager

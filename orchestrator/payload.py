@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.provider import SpotNotice
-from orchestrator import bucket, jobs, sync
+from orchestrator import bucket, jobs, sync, worktree
 from orchestrator.bootstrap import Ready
 from orchestrator.errors import OrchestrateError, Unreachable, UsageError
-from orchestrator.fleet import Fleet, part_of
+from orchestrator.fleet import Fleet, Part, part_of
 from orchestrator.quantities import parse_duration
 from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TRAIN = ["python", "-m", "trainer", "train"]
 TORCHRUN = ["-m", "torch.distributed.run"]
 RESTARTS = 3  # of a group whose worker has died, each from its last checkpoint
+JOIN_S, READ_S = 7200, 600  # torchrun waits so long for all machines, whose setups differ; and for a word of the first
 DIFF_BYTES = 10 << 20  # of a dirty tree's diff that is kept with the results
 
 
@@ -38,8 +39,8 @@ class Load:
 
     spec: jobs.Spec
     env: dict[str, str]
-    trees: list[sync.Tree]
-    work: sync.Tree | None
+    trees: list[worktree.Tree]
+    work: worktree.Tree | None
     gpus: int  # of each machine
 
 
@@ -108,7 +109,8 @@ def submit_again(
 ) -> Job:
     """Queues a job that was lost once more, with what it had written, and its log goes on where it ended.
 
-    On a machine that still has the job it goes on in its own folder; a new one is sent what came home of it.
+    On a machine that still has the job it goes on in its own folder; a new one is sent what came home of it. Of several
+    machines all begin together: a part that has outlived its machine's server, which was seen as gone, ends first.
     """
     parts, watchers = fleet.parts(store, job), fleet.watchers(watcher)
     push(fleet, load.trees, watcher)
@@ -116,10 +118,13 @@ def submit_again(
     def restore(node: int, host: Host) -> str | None:
         with host.agent() as wire:
             if str(job.number) in wire.call("jobs"):
+                if len(parts) > 1:
+                    record = Part(store, parts[node][1], keeps=False)
+                    jobs.stop(wire, record, parts[node][1], setting(job, "stop_grace", 30), watchers[node].say)
                 return None
             if fetched := bucket.restore(wire, session, job, node, watchers[node].say):
                 return fetched
-            written = sync.read_tree(parts[node][1].results, sync.written(parts[node][1].results))
+            written = worktree.read_tree(parts[node][1].results, sync.written(parts[node][1].results))
             say_pushed(sync.push(wire, written, watchers[node].progress), written, watchers[node].say)
             return written.id
 
@@ -129,7 +134,7 @@ def submit_again(
     return store.reread(job)
 
 
-def push(fleet: Fleet, trees: list[sync.Tree], watcher: Watcher) -> None:
+def push(fleet: Fleet, trees: list[worktree.Tree], watcher: Watcher) -> None:
     """Sends to each machine what it doesn't have of these trees."""
     watchers = fleet.watchers(watcher)
 
@@ -155,7 +160,8 @@ def queue(
 
     def on(node: int, host: Host) -> None:
         address = fleet.machines[node].private_address if several else ""
-        spec = replace(load.spec, python=ready[node].python, address=address)
+        meet = bool(several and node and TORCHRUN[1] in (load.spec.argv or ()))
+        spec = replace(load.spec, python=ready[node].python, address=address, meet=meet)
         if restore is not None:
             spec = replace(spec, restore=restore[node], log_start=jobs.size_at_home(part_of(job, node)))
         env = {**price(fleet.machines), **group(fleet.machines, job, load.gpus, node), **promise(session), **load.env}
@@ -219,7 +225,8 @@ def group(machines: tuple[MachineRow, ...], job: Job, gpus: int, node: int) -> d
         "PET_RDZV_BACKEND": "c10d",
         "PET_RDZV_ENDPOINT": f"{head}:{port}",
         "PET_RDZV_ID": job.run_id,
-        "PET_RDZV_CONF": f"is_host={not node}",  # else torch asks what the host's name means, which nobody may know
+        # Without is_host torch asks what the host's name means, which nobody may know.
+        "PET_RDZV_CONF": f"is_host={not node},join_timeout={JOIN_S},read_timeout={READ_S}",
         "PET_LOCAL_ADDR": f"machine-{node:04}" if node else head,
         "PET_MAX_RESTARTS": str(RESTARTS),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -241,7 +248,7 @@ def what_to_run(config: Config, argv: list[str] | None) -> tuple[list[str] | Non
     return list(config.run) or TRAIN, None
 
 
-def work_tree(config: Config, argv: list[str] | None, records: Path) -> sync.Tree | None:
+def work_tree(config: Config, argv: list[str] | None, records: Path) -> worktree.Tree | None:
     """The working folder as it is sent; None where nothing of it is run. Raises UsageError."""
     if config.source is None and not argv:
         return None  # no file and no command: the trainer needs nothing from here
@@ -250,37 +257,37 @@ def work_tree(config: Config, argv: list[str] | None, records: Path) -> sync.Tre
         raise UsageError(
             f"{root} would be sent as a whole", "go to the folder of your project, or name it as `workdir:`"
         )
-    names = sync.working_files(root, list(config.exclude))
+    names = worktree.working_files(root, list(config.exclude))
     own = records.resolve()  # it may lie in the folder, and the sessions' keys in it stay here
     names = [name for name in names if not (root / name).parent.resolve().is_relative_to(own)]
     if not names:
         return None
-    return sync.read_tree(root, names)
+    return worktree.read_tree(root, names)
 
 
-def input_tree(path: Path) -> sync.Tree:
+def input_tree(path: Path) -> worktree.Tree:
     """A folder or a file under `inputs:`, whole: what git ignores is sent too."""
     path = path.resolve()
     if path.is_dir():
-        return sync.read_tree(path, sync.every_file(path))
-    return sync.read_tree(path.parent, [path.name])
+        return worktree.read_tree(path, worktree.every_file(path))
+    return worktree.read_tree(path.parent, [path.name])
 
 
-def only_file(tree: sync.Tree, path: Path) -> str:
+def only_file(tree: worktree.Tree, path: Path) -> str:
     """Where in the tree the input is: the file, or the tree itself."""
     return "" if path.is_dir() else tree.entries[0][0]
 
 
-def trainer_tree() -> sync.Tree:
+def trainer_tree() -> worktree.Tree:
     """The trainer package, as a folder to put on the path. It is found, not imported."""
     spec = importlib.util.find_spec("trainer")
     assert spec is not None and spec.submodule_search_locations
     folder = Path(next(iter(spec.submodule_search_locations)))
-    names = [name for name in sync.every_file(folder) if "__pycache__" not in name]
-    return sync.read_tree(folder, names, prefix="trainer/")
+    names = [name for name in worktree.every_file(folder) if "__pycache__" not in name]
+    return worktree.read_tree(folder, names, prefix="trainer/")
 
 
-def say_pushed(pushed: sync.Pushed, tree: sync.Tree, say: Callable[[str], None]) -> None:
+def say_pushed(pushed: sync.Pushed, tree: worktree.Tree, say: Callable[[str], None]) -> None:
     """One line for a tree that wasn't there yet."""
     if pushed.sent_files:
         say(
@@ -295,7 +302,7 @@ def write_record(
     spec: jobs.Spec,
     env: dict[str, str],
     ready: Ready,
-    work: sync.Tree | None,
+    work: worktree.Tree | None,
     seconds: float,
 ) -> None:
     """The beginning of run.json, and the diff of a dirty git tree: enough to know what ran, and to run it again."""
@@ -326,14 +333,14 @@ def write_record(
 
 def git_state(root: Path, results: Path) -> dict[str, Any] | None:
     """The commit, and whether the tree differs from it; the difference goes into diff.patch."""
-    head = sync.git(root, "rev-parse", "HEAD") if sync.has_git() else None
+    head = worktree.git(root, "rev-parse", "HEAD") if worktree.has_git() else None
     if head is None or head.returncode:
         return None
-    diff = sync.git(root, "diff", "--binary", "HEAD", "--", ".").stdout
+    diff = worktree.git(root, "diff", "--binary", "HEAD", "--", ".").stdout
     results.mkdir(parents=True, exist_ok=True)
     if diff:
         (results / "diff.patch").write_bytes(diff[:DIFF_BYTES])
-    untracked = sync.git(root, "ls-files", "--others", "--exclude-standard", "-z", ".").stdout.split(b"\0")
+    untracked = worktree.git(root, "ls-files", "--others", "--exclude-standard", "-z", ".").stdout.split(b"\0")
     return {
         "commit": head.stdout.decode().strip(),
         "dirty": bool(diff),

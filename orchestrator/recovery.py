@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Config
 
 REBOOTS, REBOOT_S = 5, 300.0  # tries to bring the results home, and how long a machine takes to come back
+PAUSE_S = 2.0  # between two tries to begin a lost job again
 MOST = 50  # losses of one job: more is a job that breaks its machines
 
 
@@ -43,6 +44,8 @@ def run(
     config = config.model_copy(update={"recover": True})  # by the flag, it may not be
     if detach:
         return lifecycle.run(store, session, config, argv, watcher, detach)
+    if gone := [machine for machine in session.machines if is_gone(session, machine)]:
+        session = anew(store, session, config, gone, watcher)
     with Fleet(session) as fleet:
         job = start(fleet, store, session, config, argv, watcher)
     with store.keeping(session, job):
@@ -53,14 +56,29 @@ def run(
             store.update_job(job, state="lost", reason=job.reason)
             store.note(session, f"job {job.number} lost: {job.reason}")
             watcher.say(f"job {job.number} was lost ({job.reason}); it goes on from what came home of it")
-            gone = lost_machines(session, job)
-            if gone:
-                gone += bring_rest_home(store, session, job, gone, watcher)
-                session = anew(store, session, config, gone, watcher)
-                store.note(session, f"job {job.number} goes on, on {where(session)}")
-            with Fleet(session) as fleet:
-                job = start(fleet, store, session, config, argv, watcher, lost=job)
+            session, job = begin_again(store, session, config, argv, job, watcher)
     raise OrchestrateError(f"job {job.number} was lost {MOST} times", "does it break its machines?")
+
+
+def begin_again(
+    store: Store, session: Session, config: Config, argv: list[str] | None, job: Job, watcher: Watcher
+) -> tuple[Session, Job]:
+    """Queues a lost job once more, on machines that are there, whichever of them are lost while it is at that."""
+    for again in reversed(range(REBOOTS)):
+        if gone := lost_machines(session, job):
+            gone += bring_rest_home(store, session, job, gone, watcher)
+            session = anew(store, session, config, gone, watcher)
+            store.note(session, f"job {job.number} goes on, on {where(session)}")
+            job = replace(job, reason="")  # a notice was one of a machine that is no more
+        try:
+            with Fleet(session) as fleet:
+                return session, start(fleet, store, session, config, argv, watcher, lost=job)
+        except (Unreachable, TransferIncomplete) as error:
+            if not again:
+                raise
+            watcher.say(f"{error}; looking at the machines once more")
+            time.sleep(PAUSE_S)
+    raise AssertionError("the last try returns or raises")
 
 
 def see_through(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:

@@ -244,7 +244,8 @@ def sessions_table(all_seen: list[Seen]) -> None:
     jobs.add_column("RESULTS", overflow="fold")
     for seen in all_seen:
         session, machine = seen.session, seen.session.machine
-        state = session.state + ("" if seen.answers is not False else ", does not answer")
+        silent = ", not every machine answers" if len(session.machines) > 1 else ", does not answer"
+        state = session.state + (silent if seen.answers is False else "")
         ends = "-" if session.state == "closed" else f"in {duration(max(session.expires_at - time.time(), 0))}"
         table.add_row(
             session.name,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from orchestrator import jobs, lifecycle, sync
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.fleet import Fleet
-from orchestrator.lifecycle import bring_home, coming_home
+from orchestrator.lifecycle import bring_home, coming_home, said_where_gone
+from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
 
@@ -18,21 +19,28 @@ class Seen:
 
     session: Session
     jobs: list[Job]
-    answers: bool | None  # None: not asked
+    answers: bool | None  # all of the machines; None: not asked
     problem: str = ""
 
 
 def look(store: Store, session: Session) -> Seen:
-    """Asks the session's machine what its jobs do. A machine that doesn't answer is a fact, not an error."""
+    """Asks each of the session's machines what its jobs do. One that doesn't answer is a fact, not an error."""
     known = store.jobs(session)
     if session.state == "closed" or session.machine is None:
         return Seen(session, known, None)
-    try:
-        with Fleet(session) as fleet:
-            fleet.refresh(store, [job for job in known if not job.pulled], timeout_s=10)
-    except OrchestrateError as error:
-        return Seen(session, known, False, str(error))
-    return Seen(session, store.jobs(session), True)
+    waiting, problems = [job for job in known if not job.pulled], dict[int, str]()
+    with Fleet(session) as fleet:
+
+        def ask(node: int, host: Host) -> None:
+            machine = fleet.machines[node]
+            try:
+                with said_where_gone(session, machine), host.agent(timeout_s=10) as wire:
+                    jobs.refresh(wire, store, [job for job in waiting if (job.node or 0) == machine.node])
+            except OrchestrateError as error:
+                problems[node] = f"{error}; {error.hint}" if error.hint else str(error)
+
+        fleet.each(ask)
+    return Seen(session, store.jobs(session), not problems, "; ".join(problems[node] for node in sorted(problems)))
 
 
 def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:

@@ -2,6 +2,7 @@
 
 Where there are no namespaces (not root, or not allowed) the same on a loopback address each, whose links can't be cut.
 A session on record has them, so that every command but `up` reaches them as it reaches any cloud's; `down` ends them.
+Run as a program it is `orchestrate` with these machines as one more cloud, which makes one that is lost anew.
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ from __future__ import annotations
 import contextlib
 import getpass
 import itertools
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from infra import processes
+from infra import processes, provider
 from infra.clouds import local
+from infra.provider import Cloud, Machine, Say
 from orchestrator.session import CLIENT_KEY, HOST_KEY, keys
-from orchestrator.store import MachineRow, Session, Store
+from orchestrator.store import MachineRow, Store
 
 NETWORKS = IPv4Address("198.18.0.0")  # for benchmarks of networks (RFC 2544): nobody's own
 SIZE = 16  # addresses of one network
+PLAN = "network.json"  # in a session's folder
 numbers = itertools.count()  # of the networks of this process
 
 
@@ -50,16 +54,31 @@ class Node:
         return [one.pid for one in processes.of_machine(self.id) if word in one.command]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What it takes to make one more machine of a network."""
+
+    name: str
+    bridge: str
+    first: str  # address
+    sshd: str
+    session: str
+    folder: str
+
+
 class Network:
     """So many machines, each in a namespace where that is possible; in a session of that name on the record."""
 
-    def __init__(self, home: Path, session: str, count: int, sshd: str) -> None:
-        self.sshd, self.number = sshd, next(numbers)
-        self.name = f"o{os.getpid():x}-{self.number}"
+    def __init__(self, home: Path, session: str, count: int, sshd: str, provider: str = "local") -> None:
+        self.sshd, number = sshd, next(numbers)
+        self.name = f"o{os.getpid():x}-{number}"
+        block = (os.getpid() * 8 + number) % (2**17 // SIZE)
+        self.first = NETWORKS + block * SIZE
         self.bridge = self._bridge()
         self.record = Store(home)
-        self.session = self.record.open_session(session, "local", time.time() + 3600)
-        self.nodes = [self._node(node) for node in range(count)]
+        self.session = self.record.open_session(session, provider, time.time() + 3600)
+        self.nodes = [make(self.plan, node) for node in range(count)]
+        keep(self.session.folder, self.plan, self.nodes)
         user, now = getpass.getuser(), time.time()
         public = (self.session.folder / f"{HOST_KEY}.pub").read_text().strip()
         rows = [
@@ -83,16 +102,25 @@ class Network:
         """It passes again."""
         ip("link", "set", self.nodes[node].link, "up")
 
+    def lose(self, node: int) -> None:
+        """That machine is taken away: its link is cut, where it has one, and then none of its processes is left."""
+        if self.can_cut:
+            self.cut(node)
+        processes.end(self.nodes[node].id, grace_s=0)
+
     def end(self) -> None:
         """No process and no namespace is left. A second time is fine."""
-        for node in self.nodes:
+        made = kept(self.session.folder)[1] if (self.session.folder / PLAN).exists() else []
+        nodes = {node.id: node for node in [*self.nodes, *made]}.values()
+        for node in nodes:
             processes.end(node.id, grace_s=0)
-        for node in self.nodes:
+        for node in nodes:
             if node.namespace:
                 ip("netns", "del", node.namespace, check=False)
         if self.bridge:
             ip("link", "del", self.bridge, check=False)
         self.bridge = ""
+        self.record.set_state(self.session, "closed")
 
     # --- making them
 
@@ -111,22 +139,13 @@ class Network:
         ip("link", "del", name, check=False)
         return ""
 
-    def _address(self, host: int) -> str:
-        block = (os.getpid() * 8 + self.number) % (2**17 // SIZE)
-        return str(NETWORKS + block * SIZE + host)
+    @property
+    def plan(self) -> Plan:
+        """What it takes to make one more machine."""
+        return Plan(self.name, self.bridge, str(self.first), self.sshd, self.session.name, str(self.session.folder))
 
-    def _node(self, number: int) -> Node:
-        folder = self.session.folder / ("machine" + (f"-{number}" if number else ""))
-        identity = local.machine_id(self.session.name, self.session.folder, number)
-        if self.bridge:
-            namespace, link = f"{self.name}n{number}", f"{self.name}l{number}"
-            node = Node(self._address(number + 2), 22, folder, identity, namespace, link)
-            plug(node, self.bridge)
-        else:
-            address = f"127.0.0.{number + 2}"
-            node = Node(address, free_port(address), folder, identity)
-        start(node, self.session, self.sshd)
-        return node
+    def _address(self, host: int) -> str:
+        return str(self.first + host)
 
 
 def ip(*words: str, check: bool = True) -> None:
@@ -144,9 +163,38 @@ def plug(node: Node, bridge: str) -> None:
     ip("-n", node.namespace, "link", "set", "lo", "up")
 
 
-def start(node: Node, session: Session, sshd: str) -> None:
+def make(plan: Plan, number: int, again: int = 0) -> Node:
+    """The machine of that number; `again`: how often it was lost."""
+    session, anew = Path(plan.folder), f"-{again}" if again else ""
+    folder = session / ("machine" + (f"-{number}" if number else "") + anew.replace("-", "-again-"))
+    identity = local.machine_id(plan.session, session, number) + anew.replace("-", "-again-")
+    if plan.bridge:
+        namespace, link = f"{plan.name}n{number}{anew}", f"{plan.name}l{number}{anew}"
+        address = str(IPv4Address(plan.first) + number + 2 + again * 5)
+        node = Node(address, 22, folder, identity, namespace, link)
+        plug(node, plan.bridge)
+    else:
+        address = f"127.0.0.{number + 2 + again * 5}"
+        node = Node(address, free_port(address), folder, identity)
+    start(node, session, plan.sshd)
+    return node
+
+
+def keep(folder: Path, plan: Plan, nodes: list[Node]) -> None:
+    """Writes down what there is."""
+    said = {"plan": asdict(plan), "nodes": [{**asdict(node), "folder": str(node.folder)} for node in nodes]}
+    (folder / PLAN).write_text(json.dumps(said))
+
+
+def kept(folder: Path) -> tuple[Plan, list[Node]]:
+    """What there is."""
+    said = json.loads((folder / PLAN).read_text())
+    return Plan(**said["plan"]), [Node(**{**one, "folder": Path(one["folder"])}) for one in said["nodes"]]
+
+
+def start(node: Node, session: Path, sshd: str) -> None:
     """The machine's sshd; returns when it accepts connections."""
-    _, _, host_private = keys(session.folder)
+    _, _, host_private = keys(session)
     node.home.mkdir(parents=True)
     with open(os.open(node.folder / "host_key", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         file.write(host_private)
@@ -154,7 +202,7 @@ def start(node: Node, session: Session, sshd: str) -> None:
     mark = f"{processes.MARKER}={node.id}"
     (node.folder / "sshd_config").write_text(
         f"Port {node.port}\nListenAddress {node.address}\nHostKey {node.folder}/host_key\nPidFile none\nUsePAM no\n"
-        f"AuthorizedKeysFile {session.folder}/{CLIENT_KEY}.pub\nStrictModes no\nPasswordAuthentication no\n"
+        f"AuthorizedKeysFile {session}/{CLIENT_KEY}.pub\nStrictModes no\nPasswordAuthentication no\n"
         f"UseDNS no\nMaxSessions 100\nMaxStartups 100\nSetEnv HOME={node.home} PATH={path} LANG=C.UTF-8 {mark}\n"
     )
     if os.geteuid() == 0:
@@ -187,3 +235,55 @@ def free_port(address: str) -> int:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+# ---- as a cloud ---------------------------------------------------------------------------------------------------
+
+
+def mend(session: str, folder: Path, host_private_key: str, ids: list[str], say: Say) -> tuple[Machine, ...]:
+    """One more machine in place of each that is lost."""
+    plan, nodes = kept(folder)
+    for number, node in enumerate(nodes):
+        if node.id in ids:
+            say(f"{node.id} is lost; making another")
+            nodes[number] = make(plan, number, node.id.count("-again-") + 1)
+    lost = [node for node in kept(folder)[1] if node.id in ids]
+    keep(folder, plan, nodes)
+    for node in lost:
+        if node.namespace:
+            ip("netns", "del", node.namespace, check=False)
+    return tuple(
+        Machine(node.id, node.address, node.port, getpass.getuser(), node.address if node.namespace else "127.0.0.1")
+        for node in nodes
+    )
+
+
+def survivors(session: str, folder: Path) -> list[str]:
+    """What of its machines still runs."""
+    nodes = kept(folder)[1] if (folder / PLAN).exists() else []
+    return [f"{node.id}: process {pid}" for node in nodes for pid in node.processes()]
+
+
+def destroy(session: str, folder: Path, say: Say) -> None:
+    """Ends all that runs; the network itself is ended by who has made it."""
+    for node in kept(folder)[1] if (folder / PLAN).exists() else []:
+        processes.end(node.id)
+
+
+CLOUD = Cloud(
+    "namespaced", "namespaces", ("local",), local.offers, lambda spec, say: (), destroy, survivors,
+    lives=lambda session, folder, id: bool(processes.of_machine(id)), keeps_disk=True, mend=mend,
+)  # fmt: skip
+
+
+def main() -> None:
+    """`orchestrate`, to which these machines are one more cloud."""
+    known = provider.load
+    provider.load = lambda name, simulated=False: CLOUD if name == CLOUD.name else known(name, simulated)
+    from orchestrator.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -166,7 +166,7 @@ def report(
     out: RunFolder, data: Data = None, data_root: DataRoot = None, cache_dir: CacheDir = None, device: Device = None
 ) -> None:
     """Make the run's report.html anew: curves, mistakes, examples, configuration, in one page."""
-    from trainer.report import report_run
+    from trainer.report.asking import report_run
 
     print(f"report in {report_run(out, _moved(data, data_root, cache_dir, device), print)}")
 
@@ -236,6 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.reason:
             record_reason(error.reason)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision"):
+            raise
+        print(f"error: this needs {error.name}. pip install 'orchestrate[trainer]'", file=sys.stderr, flush=True)
+        return 2
     except SystemExit as ended:  # click ends every command so
         return ended.code if isinstance(ended.code, int) else 1
     return 0

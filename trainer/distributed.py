@@ -66,7 +66,7 @@ def from_environment() -> World:
 
 
 def restarts() -> int:
-    """How often torchrun has started this again after a failure: then it must go on, whatever --no-resume says."""
+    """How often this machine's torchrun has started its processes again after one of them has failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 

@@ -14,52 +14,12 @@ from trainer import data, device
 from trainer.config import TrainConfig
 from trainer.data import Data
 from trainer.errors import BadRun
+from trainer.evaluation import BINS, Evaluation
 from trainer.runs import Weights, load_run
 from trainer.tasks import LANGUAGE, Task
 
 BATCH = 1000  # examples, of at most as many numbers as that many small pictures
 VALUES = BATCH * 3 * 32 * 32
-BINS = 15  # of confidence, as in Guo et al., 2017
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Answers of a like confidence (a mean, from 0 to 1): how many there are, and the share of them that is right."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`confusion[true][predicted]` counts answers, and is empty where the next byte is told.
-
-    `loss` is the mean cross-entropy. `calibration_error` is the expected one: how far confidence and accuracy are
-    apart, over the bins that hold anything, weighted by what they hold.
-    """
-
-    loss: float
-    correct: int
-    count: int
-    confusion: tuple[tuple[int, ...], ...]
-    calibration_error: float
-    calibration: tuple[Bin, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """From 0 to 1."""
-        return self.correct / self.count
-
-    @property
-    def perplexity(self) -> float:
-        """Among how many equally likely answers a model as unsure would have to guess."""
-        return math.exp(min(self.loss, 700))
-
-    @property
-    def bits_per_token(self) -> float:
-        """The loss in bits; where tokens are bytes, bits per byte: what a text would take, packed by this model."""
-        return self.loss / math.log(2)
 
 
 @torch.no_grad()
@@ -81,19 +41,8 @@ def evaluate(model: nn.Module, data: Data) -> Evaluation:
         confusion += torch.bincount(targets * classes + predicted, minlength=classes * classes)
         bins += _binned(logits, predicted == targets)
     model.train(was_training)
-    table, counts = confusion.view(classes, classes).cpu(), bins.cpu()
-    return Evaluation(
-        loss=float(loss) / split.count,
-        correct=int(table.diagonal().sum()),
-        count=split.count,
-        confusion=tuple(tuple(row) for row in table.tolist()) if data.classes else (),
-        calibration_error=float((counts[0] - counts[1]).abs().sum()) / split.count,
-        calibration=tuple(
-            Bin(confidence / count, right / count, int(count))
-            for confidence, right, count in counts.T.tolist()
-            if count
-        ),
-    )
+    table, counts = confusion.view(classes, classes).cpu().numpy(), bins.cpu().numpy()
+    return Evaluation.of(float(loss) / split.count, table, counts, classes=bool(data.classes))
 
 
 def batch_size(data: Data) -> int:

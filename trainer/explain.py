@@ -17,9 +17,10 @@ from trainer import files, passages, pictures
 from trainer.data import Data
 from trainer.errors import BadInput, BadOutput
 from trainer.evaluate import OpenRun, open_run
+from trainer.evaluation import Array, Verdicts, worst
 from trainer.extras import need
 from trainer.tasks import IMAGES, TEXT, Task
-from trainer.verdicts import Verdicts, judge, place_of
+from trainer.verdicts import judge, place_of
 
 METHODS = ("saliency", "integrated-gradients", "grad-cam")
 FOLDER = "explanations"
@@ -36,7 +37,7 @@ class Heat:
     has to equal, as a part of that difference, or of 1 where that is more.
     """
 
-    values: Tensor
+    values: Array
     gap: float | None = None
 
 
@@ -75,13 +76,13 @@ def explain_run(
     run = open_run(out, moved)
     if run.data.task not in (IMAGES, TEXT):
         raise BadInput(f"explanations are for images and texts by class, this data is for {run.data.task.name}")
-    verdicts = judge(run.model, run.data, run.data.test)
-    wrong = int((verdicts.predicted != run.data.test.targets.cpu()).sum())
+    verdicts, targets = judge(run.model, run.data, run.data.test), run.data.test.targets.cpu().numpy()
+    wrong = int((verdicts.predicted != targets).sum())
     say(f"weights {run.weights}")
     say(f"{wrong} of {len(run.data.test)} test {run.data.task.units} are taken for something else")
-    chosen = worst(verdicts, run.data, count)
+    chosen = worst(verdicts, targets, count)
     if not chosen:
-        chosen = verdicts.losses.argsort(descending=True, stable=True)[:count].tolist()
+        chosen = (-verdicts.losses).argsort(kind="stable")[:count].tolist()
         say(f"so these are the {len(chosen)} that it was least sure of")
     held = heats(run.model, run.data, method, chosen, verdicts.predicted[chosen])
     try:
@@ -94,31 +95,23 @@ def explain_run(
     return found
 
 
-def worst(verdicts: Verdicts, data: Data, count: int) -> list[int]:
-    """The mistakes in the test split with the highest losses, worst first."""
-    wrong = (verdicts.predicted != data.test.targets.cpu()).nonzero()[:, 0]
-    order = verdicts.losses[wrong].argsort(descending=True, stable=True)
-    kept: list[int] = wrong[order[:count]].tolist()
-    return kept
-
-
-def heats(model: nn.Module, data: Data, method: str, chosen: list[int], classes: Tensor) -> list[Heat]:
-    """Why the model gives each of the `chosen` test examples its class in `classes`.
+def heats(model: nn.Module, data: Data, method: str, chosen: list[int], taken_for: Array) -> list[Heat]:
+    """Why the model gives each of the `chosen` test examples the class that it was `taken_for`.
 
     Raises BadInput, MissingPackage.
     """
     where = place_of(model)
-    inputs, classes = data.task.prepare(data.test.inputs[chosen].to(where)), classes.to(where)
+    inputs, classes = data.task.prepare(data.test.inputs[chosen].to(where)), torch.from_numpy(taken_for).to(where)
     with torch.backends.cudnn.flags(enabled=False):  # its recurrent nets have no gradient outside of training
         if method == "saliency":
-            return [Heat(values) for values in saliency(model, inputs, classes, data.task)]
+            return [Heat(values.cpu().numpy()) for values in saliency(model, inputs, classes, data.task)]
         need(f"the method {method}", "explain", "captum")
         if method == "integrated-gradients":
             return [
                 integrated_gradients(model, inputs[at : at + 1], int(classes[at]), data.task)
                 for at in range(len(inputs))
             ]
-        return [Heat(values) for values in grad_cam(model, inputs, classes)]
+        return [Heat(values.cpu().numpy()) for values in grad_cam(model, inputs, classes)]
 
 
 def saliency(model: nn.Module, inputs: Tensor, classes: Tensor, task: Task) -> Tensor:
@@ -167,7 +160,7 @@ def integrated_gradients(model: nn.Module, example: Tensor, label: int, task: Ta
         gap = abs(float(delta)) / max(abs(difference), 1.0)
         if gap <= TOLERANCE:
             break
-    return Heat(values[0].detach().sum(-1 if task == TEXT else 0), gap)
+    return Heat(values[0].detach().sum(-1 if task == TEXT else 0).cpu().numpy(), gap)
 
 
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -213,7 +206,7 @@ def _write(
     folder: Path, run: OpenRun, method: str, chosen: list[int], held: list[Heat], verdicts: Verdicts
 ) -> list[Explanation]:
     classes, targets = run.data.classes, run.data.test.targets
-    stored = run.data.test.inputs[chosen]
+    stored = run.data.test.inputs[chosen].cpu()
     with torch.no_grad():
         given = run.model(run.data.task.prepare(stored.to(place_of(run.model)))).softmax(1).cpu()
     for old in [*folder.glob(f"{method}-*.png"), folder / f"{method}.json"]:
@@ -222,7 +215,7 @@ def _write(
     found = []
     for rank, (index, heat) in enumerate(zip(chosen, held, strict=True)):
         label = int(targets[index])
-        seen = _seen(folder, f"{method}-{rank + 1:02}-test{index}.png", run.data.task, stored[rank], heat)
+        seen = _seen(folder, f"{method}-{rank + 1:02}-test{index}.png", run.data.task, stored[rank].numpy(), heat)
         found.append(
             Explanation(
                 index=index,
@@ -245,7 +238,7 @@ def _write(
     return found
 
 
-def _seen(folder: Path, name: str, task: Task, stored: Tensor, heat: Heat) -> dict[str, Any]:
+def _seen(folder: Path, name: str, task: Task, stored: Array, heat: Heat) -> dict[str, Any]:
     """The part that most hangs on, and the whole: as a picture, whose name no class is in, or as words."""
     if task == TEXT:
         words = sorted(passages.words(stored, heat.values), key=lambda word: -word[1])

@@ -3,6 +3,8 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from itertools import zip_longest
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +103,7 @@ def _classes(folder: Path, kind: Kind) -> dict[str, list[File]]:
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
         for name in names:
-            if files := sorted(_walk(folder / name, kind.suffixes), key=lambda file: file.path):
+            if files := sorted(_walk(folder / name, kind.suffixes), key=attrgetter("path")):
                 found[name] = files
     except OSError as error:
         raise BadData(f"cannot read {error.filename}: {error.strerror}", "Check its permissions.") from None
@@ -129,6 +131,8 @@ def _split(files: list[File]) -> tuple[list[File], list[File]]:
 
 
 def _take_turns(found: dict[str, list[File]], classes: tuple[str, ...]) -> tuple[File, ...]:
-    turns = [(turn, label, file) for label, name in enumerate(classes) for turn, file in enumerate(found.get(name, []))]
-    turns.sort(key=lambda item: item[:2])
-    return tuple(File(file.path, label, file.size_bytes, file.modified_ns) for _, label, file in turns)
+    held = [
+        [File(path, label, size_bytes, modified_ns) for path, _, size_bytes, modified_ns in found.get(name, [])]
+        for label, name in enumerate(classes)
+    ]
+    return tuple(file for turn in zip_longest(*held) for file in turn if file)

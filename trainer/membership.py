@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from trainer import files
 from trainer.data import Split
 from trainer.errors import BadOutput
 from trainer.evaluate import open_run
+from trainer.runfiles import MEMBERSHIP
 from trainer.verdicts import fingerprint, judge
 
-RESULT = "membership.json"
 MOST = 10_000  # examples of each side: its interval is a hundredth wide then
 RESAMPLES = 1000
 
@@ -52,20 +51,21 @@ def membership_run(out: Path, moved: Mapping[str, object], say: Callable[[str], 
     others = judge(run.model, run.data, _some(run.data.test)).losses
     found = tell_apart(members, others)
     try:
-        files.replace_json(out / RESULT, {"weights": fingerprint(run.model), **asdict(found)})
+        files.replace_json(out / MEMBERSHIP, {"weights": fingerprint(run.model), **asdict(found)})
     except OSError as error:
-        raise BadOutput(f"cannot write {out / RESULT}: {error.strerror or error}", "Make room there.") from None
+        raise BadOutput(f"cannot write {out / MEMBERSHIP}: {error.strerror or error}", "Make room there.") from None
     return found
 
 
-def tell_apart(members: Tensor, others: Tensor, seed: int = 0) -> Membership:
+def tell_apart(members: NDArray[np.floating], others: NDArray[np.floating], seed: int = 0) -> Membership:
     """How well a low loss tells `members` [M] from `others` [N]."""
-    losses = torch.cat([members, others]).double().numpy()
+    members, others = members.astype(np.float64), others.astype(np.float64)
+    losses = np.concatenate([members, others])
     _, place = np.unique(losses, return_inverse=True)  # equal losses share a place
     places = int(place.max()) + 1
     mine, theirs = place[: len(members)], place[len(members) :]
     # Yeom's threshold is the mean training loss, and moves no more: the last place at or below it
-    threshold = int(place[losses <= float(members.double().mean())].max(initial=-1))
+    threshold = int(place[losses <= members.mean()].max(initial=-1))
 
     def figures(mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> tuple[float, float, float]:
         called = np.bincount(mine, minlength=places) / len(mine)
@@ -90,8 +90,8 @@ def tell_apart(members: Tensor, others: Tensor, seed: int = 0) -> Membership:
         advantage=round(advantage, 4),
         advantage_interval=(round(float(low[1]), 4), round(float(high[1]), 4)),
         worst_advantage=round(worst, 4),
-        train_loss=round(float(members.double().mean()), 6),
-        test_loss=round(float(others.double().mean()), 6),
+        train_loss=round(float(members.mean()), 6),
+        test_loss=round(float(others.mean()), 6),
         members=len(members),
         others=len(others),
     )

@@ -1,11 +1,13 @@
 """Pictures of pictures: a stored image as PNG, and the same image with what an explanation lights up in it."""
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+
+Array = NDArray[Any]
 
 FOR = (255, 138, 0)  # orange: speaks for the answer
 AGAINST = (40, 130, 255)  # blue: speaks against it; told apart in every common colour blindness
@@ -20,17 +22,16 @@ def png(pixels: NDArray[np.uint8], most: int | None = None) -> bytes:
     return held.getvalue()
 
 
-def colour(image: Tensor) -> NDArray[np.uint8]:
+def colour(image: Array) -> NDArray[np.uint8]:
     """A stored image, uint8 [channels, H, W], as [H, W, 3]: grey where it has one channel."""
-    held = image.cpu()
-    held = held[:3] if len(held) >= 3 else held[:1].expand(3, -1, -1)
-    return np.ascontiguousarray(held.permute(1, 2, 0).numpy())
+    held = image[:3] if len(image) >= 3 else image[:1].repeat(3, 0)
+    return np.ascontiguousarray(held.transpose(1, 2, 0))
 
 
-def lit(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
+def lit(image: Array, heat: Array) -> NDArray[np.uint8]:
     """The image in dark grey, and on it in colour where `heat` [H, W] is far from 0, as [H, W, 3]."""
     grey = colour(image).astype(np.float32).mean(axis=2, keepdims=True) * 0.55
-    values = heat.detach().float().cpu().numpy()
+    values = heat.astype(np.float32)
     top = float(np.quantile(np.abs(values), 0.99)) or float(np.abs(values).max()) or 1.0
     strength = (np.clip(np.abs(values) / top, 0, 1) ** 0.75)[..., None]  # faint traces are seen too
     light = np.where(values[..., None] >= 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
@@ -38,20 +39,20 @@ def lit(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
     return mixed
 
 
-def side_by_side(image: Tensor, heat: Tensor, height: int = 256) -> NDArray[np.uint8]:
+def side_by_side(image: Array, heat: Array, height: int = 256) -> NDArray[np.uint8]:
     """The image and the lit image, each pixel enlarged to a square, about `height` pixels high."""
     scale = max(1, height // image.shape[-2])
     pair = [colour(image), np.zeros((image.shape[-2], 1, 3), np.uint8), lit(image, heat)]
     return np.concatenate([part.repeat(scale, 0).repeat(scale, 1) for part in pair], axis=1)
 
 
-def region(heat: Tensor) -> tuple[str, float]:
+def region(heat: Array) -> tuple[str, float]:
     """Which ninth of the picture holds most of the heat, in words, and its share of all of it, from 0 to 1."""
-    strength = heat.detach().abs().double().cpu()
+    strength = np.abs(heat.astype(np.float64))
     total = float(strength.sum())
     if not total:
         return "nowhere", 0.0
-    cells = [[float(cell.sum()) for cell in row.tensor_split(3, 1)] for row in strength.tensor_split(3, 0)]
+    cells = [[float(cell.sum()) for cell in np.array_split(row, 3, 1)] for row in np.array_split(strength, 3, 0)]
     share, y, x = max((cells[y][x], y, x) for y in range(3) for x in range(3))
     words = (("top", "middle", "bottom")[y], ("left", "centre", "right")[x])
     return "the centre" if words == ("middle", "centre") else f"the {' '.join(words)}", share / total

@@ -16,12 +16,12 @@ from trainer.config import TrainConfig, part_of_one
 from trainer.data import Split
 from trainer.errors import BadConfig, BadInput, BadOutput
 from trainer.evaluate import BATCH, open_run
+from trainer.runfiles import ATTACKS
 from trainer.tasks import IMAGES, Task
 from trainer.verdicts import fingerprint, place_of
 
 METHODS = ("fgsm", "pgd")
 STEPS = 10  # of PGD
-RESULT = "robustness.json"
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ def attack_run(
         say(f"{name:<14} accuracy {stands[-1].accuracy:.4f} ({correct} of {len(run.data.test)})")
     found = Robustness(fingerprint(run.model), method, steps, len(run.data.test), stands[0], tuple(stands[1:]))
     try:
-        files.replace_json(out / RESULT, asdict(found))
+        files.replace_json(out / ATTACKS, asdict(found))
     except OSError as error:
-        raise BadOutput(f"cannot write {out / RESULT}: {error.strerror or error}", "Make room there.") from None
+        raise BadOutput(f"cannot write {out / ATTACKS}: {error.strerror or error}", "Make room there.") from None
     return found
 
 

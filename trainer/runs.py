@@ -10,17 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from trainer import checkpoint, files, models
 from trainer.config import TrainConfig, configure, read_fields
 from trainer.data import Data
-from trainer.errors import BadRun
+from trainer.errors import BadRun, CorruptCheckpoint
 from trainer.metrics import EpochRecord, best_of
+from trainer.runfiles import FACTS, WEIGHTS
 from trainer.tasks import TASKS, Shape, Task
 
-FACTS = "data.json"
 MODEL = "model.pt"
 
 
@@ -74,11 +76,8 @@ def load_run(out: Path, moved: Mapping[str, object] | None = None) -> LoadedRun:
     if not (out / "config.json").exists():
         raise BadRun(f"{out} holds no run: there is no config.json in it", "Give the folder of a run: --out RUN.")
     config = configure({**read_fields(out / "config.json"), **(moved or {}), "out": out})
-    if config.framework != "torch":
-        hint = "Keras itself loads it: keras.models.load_model('model.keras')."
-        raise BadRun(f"{out} is a run of TensorFlow's", hint)
     facts = _read_facts(out)
-    weights, held = _weights(config)
+    weights, held = _weights(config) if config.framework == "torch" else _weights_of_keras(config.out / WEIGHTS)
     model = models.build(config.model, facts.shape, config.model_options)
     try:
         model.load_state_dict(held)
@@ -105,6 +104,18 @@ def _weights(config: TrainConfig) -> tuple[Weights, dict[str, Any]]:
     if path.name == MODEL:  # nothing but weights
         return weights_of_model(config), held
     return Weights(path, held.get("epoch"), held.get("step", 0)), held.get("model", {})
+
+
+def _weights_of_keras(path: Path) -> tuple[Weights, dict[str, Any]]:
+    """The weights that a run on Keras has written under PyTorch's names. Raises BadRun, CorruptCheckpoint."""
+    if not path.exists():
+        raise BadRun(f"{path.parent} holds no weights yet", "Let it train for an epoch, or give another --out.")
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            weights = {name: torch.from_numpy(held[name]) for name in held.files}
+        return Weights(path, int(weights.pop("epochs"))), weights
+    except Exception as error:  # a broken file makes numpy and zipfile raise nearly anything
+        raise CorruptCheckpoint(f"{path} cannot be read: {error}", "An epoch more writes it anew.") from None
 
 
 def _epochs_of_model(config: TrainConfig) -> int | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainer import (
     augment,
+    begun,
     checkpoint,
     compiling,
     data,
@@ -28,6 +29,7 @@ from trainer import (
     files,
     models,
     optim,
+    runfiles,
     runs,
     telling,
     tracing,
@@ -54,8 +56,8 @@ CHECK_STEPS = 100  # between looks at the losses: each look waits for the device
 WHITENED = 5000  # images: more change nothing
 
 WRITTEN = (
-    *("config.json", runs.FACTS, "metrics.jsonl", "model.pt", checkpoint.BEST, "summary.json", tracing.NAME),
-    *("report.html", "robustness.json", "membership.json"),
+    *("config.json", runfiles.FACTS, "metrics.jsonl", "model.pt", checkpoint.BEST, "summary.json", tracing.NAME),
+    *(runfiles.REPORT, runfiles.ATTACKS, runfiles.MEMBERSHIP),
     *(checkpoint.NAME, checkpoint.PREVIOUS),
 )
 
@@ -188,6 +190,7 @@ def train_together(
                 weights = checkpoint.read(config.out / checkpoint.BEST)["model"]
             files.replace(config.out / "model.pt", lambda file: torch.save(weights, file))
             files.replace_json(config.out / "summary.json", asdict(summary))
+            begun.over(config.out)
         write_report(run)
     progress.write(telling.report(config, state, "done"))
     for line in telling.last_lines(config, summary):
@@ -288,11 +291,13 @@ def mean_loss(losses: Tensor, batch_size: int, count: int) -> float:
 
 def prepare_folder(config: TrainConfig) -> None:
     """Make the output folder; with --no-resume, remove what an earlier run wrote. Raises BadOutput."""
+    told = config.model_dump(mode="json")
     with writing(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
-        if not config.resume and not distributed.restarts():
+        if not config.resume and not begun.before(config.out, told):
             for path in [config.out / name for name in WRITTEN] + list(config.out.glob("events.out.tfevents.*")):
                 path.unlink(missing_ok=True)
+            begun.note(config.out, told)
 
 
 @contextmanager
@@ -311,11 +316,12 @@ def write_report(run: Run) -> None:
     """Write report.html. It tells of what is done and written: without it the run is as good, so nothing ends here."""
     try:
         from trainer import report  # only now: nothing of it may delay the first step
+        from trainer.report.asking import ask
 
         model = models.build(run.config.model, run.data.shape, run.config.model_options)
         model.load_state_dict(checkpoint.read(run.config.out / "model.pt"))
         model = model.to(run.state.losses.device).eval()
-        report.write(OpenRun(model, run.config, run.data, runs.weights_of_model(run.config)))
+        report.write(ask(OpenRun(model, run.config, run.data, runs.weights_of_model(run.config))))
     except Exception as error:
         run.say(f"note: no report could be made: {error}")
 

@@ -1,26 +1,14 @@
 """What a run's model says about each single example: which it gets wrong, how sure it is, how well it knows them."""
 
 import zlib
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.data import Data, Split
 from trainer.evaluate import batch_size
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """On the CPU, an entry an example: its loss, the class it was taken for, and the probability of that class.
-
-    Where a model answers at each place of a text, `predicted` and `confidences` are [N, length].
-    """
-
-    losses: Tensor
-    predicted: Tensor
-    confidences: Tensor
+from trainer.evaluation import Verdicts
 
 
 @torch.no_grad()
@@ -39,7 +27,7 @@ def judge(model: nn.Module, data: Data, split: Split) -> Verdicts:
         predicted.append(guess.cpu())
         confidences.append(sure.cpu())
     model.train(was_training)
-    return Verdicts(torch.cat(losses), torch.cat(predicted), torch.cat(confidences))
+    return Verdicts(*(torch.cat(each).numpy() for each in (losses, predicted, confidences)))
 
 
 def place_of(model: nn.Module) -> torch.device:

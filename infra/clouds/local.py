@@ -29,14 +29,12 @@ def files_of(folder: Path, node: int = 0) -> Files:
 
 
 def nodes(session: str, folder: Path) -> list[tuple[Files, str]]:
-    """Files and id of each machine of a session that has left any trace; of the first in any case."""
-    found = [(files_of(folder), machine_id(session, folder))]
-    for node in count(1):
-        files, identity = files_of(folder, node), machine_id(session, folder, node)
-        if not os.path.lexists(files.folder) and not processes.of_machine(identity):
-            return found
-        found.append((files, identity))
-    return found
+    """Files and id of each machine of a session up to the last that has left any trace; of the first in any case."""
+    there = [int(path.name.partition("-")[2]) for path in folder.glob("machine-*") if path.name[8:].isdigit()]
+    for node in count(max(there, default=0) + 1):
+        if not processes.of_machine(machine_id(session, folder, node)):
+            return [(files_of(folder, one), machine_id(session, folder, one)) for one in range(node)]
+    raise AssertionError("the numbers don't end")
 
 
 # --- offers
@@ -132,10 +130,12 @@ def _create(spec: MachineSpec, node: int, say: Say) -> Machine:
         id=identity, user=user, expires_at=spec.expires_at, port=spec.port + node if spec.port else 0,
         sshd=_real_sshd(), environment=hosting.environment(files, identity, user),
     )  # fmt: skip
-    if not hosting.survivors(files, identity) and _has_keys(files, spec):
-        say("the machine has ended; starting it again, with the disk that it had")
+    left = hosting.survivors(files, identity)
+    if _has_keys(files, spec) and not serves(identity):
+        on = "; what still runs there goes on" if left else ""
+        say(f"the machine has ended; starting it again, with the disk that it had{on}")
         return Machine(identity, "127.0.0.1", hosting.revive(files, settings).port, user, "127.0.0.1")
-    if hosting.survivors(files, identity) or os.path.lexists(files.folder):
+    if left or os.path.lexists(files.folder):
         say("removing what is left of an earlier machine of this session")
         _end(files, identity, spec.session, say)
     say("starting an SSH server on 127.0.0.1")
@@ -178,6 +178,16 @@ def extend(session: str, folder: Path, expires_at: float, say: Say) -> None:
         hosting.move_expiry(files, expires_at)
 
 
+def lives(session: str, folder: Path, id: str) -> bool:
+    """Whether that machine has its disk, and its server runs. A job that has outlived its server is no machine."""
+    return any(one == id and files.home.is_dir() and serves(id) for files, one in nodes(session, folder))
+
+
+def serves(identity: str) -> bool:
+    """Whether the machine's server runs, be it frozen."""
+    return any(hosting.is_server(process.command) for process in processes.of_machine(identity))
+
+
 def survivors(session: str, folder: Path) -> list[str]:
     """What of a session's machines still runs. A folder alone doesn't run."""
     return [words for files, identity in nodes(session, folder) for words in hosting.survivors(files, identity)]
@@ -215,6 +225,7 @@ CLOUD = Cloud(
     create=create,
     destroy=destroy,
     survivors=survivors,
+    lives=lives,
     extend=extend,
     keeps_disk=True,
 )

@@ -114,8 +114,9 @@ def new_id(kind: Kind, name: str) -> str:
 
 
 def private_address(id: str) -> str:
-    """An address in the programs' subnet. Two machines may draw the same: nothing here routes by it."""
-    return f"10.71.0.{random.Random(id).randint(2, 250)}"  # noqa: S311 - no secret
+    """An address of its own, where the other machines do reach it: all of 127.0.0.0/8 is this computer (on Linux)."""
+    draw = random.Random(id)  # noqa: S311 - no secret
+    return f"127.71.{draw.randint(0, 255)}.{draw.randint(2, 250)}"
 
 
 def outputs_of(cloud: str, token: str, id: str, inputs: Values) -> Values:

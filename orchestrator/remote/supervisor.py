@@ -40,15 +40,19 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Dict, Iterator
 
-Record = Dict[str, Any]  # a job's state, as state.json or exit.json has it
+TYPE_CHECKING = False  # see `start.py`
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator
+
+    Record = Dict[str, Any]  # a job's state, as state.json or exit.json has it
 ROOT = os.path.expanduser("~/.orchestrate")
 RECORD_BYTES = 4096  # the exit record's reserved size
 ENDS = {"preempted": "lost", "shut down": "lost", "timed out": "failed"}  # how a job ends that nobody stopped
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 LAST_S = 30.0  # for the last checkpoint's way to a store, before the machine is down; systemd gives 90 s for all
 MOMENT_S = 0.05
+MEET_EVERY_S, MEET_WITHIN_S = 0.2, 7200.0  # looks whether the first machine of a group is ready
 EVERY_S = 10.0  # between two looks at the machine; a cloud gives a spot machine two to five minutes
 USAGE_LINES = 100_000  # eleven days of them
 METADATA = "ORCHESTRATE_METADATA"  # http://127.0.0.1:PORT in place of the cloud's own, on a simulated machine
@@ -217,7 +221,23 @@ class Supervisor:
             failed = self.set_up(env)
             if failed:
                 return failed
+        if self.job.get("meet"):
+            self.wait_for_first(env)
         return self.execute("running", self.job["argv"] or shell(self.job["script"]), env)
+
+    def wait_for_first(self, env: dict[str, str]) -> None:
+        """Until the first machine of a group listens where all are to meet: its setup may take any time.
+
+        torchrun itself gives up after minutes, and asks ever more seldom. It has the last word where nobody ever comes.
+        """
+        host, _, port = env.get("PET_RDZV_ENDPOINT", "").rpartition(":")
+        begun, said = time.monotonic(), False
+        self.enter("preparing", reason="waiting for the first machine")
+        while port.isdigit() and time.monotonic() - begun < MEET_WITHIN_S and not answers(host, int(port)):
+            if not said and time.monotonic() - begun > EVERY_S:
+                said = True
+                self.say(f"waiting for the first machine to be at {host} port {port}: its setup may not be over")
+            time.sleep(MEET_EVERY_S)
 
     def on_signal(self, number: int, frame: Any) -> None:
         """The first request to stop becomes SIGTERM for the job's whole group, and SIGKILL after its grace."""
@@ -230,7 +250,7 @@ class Supervisor:
             raise Stopped
         self.say(f"stopping: {self.cause + ', ' if self.cause else ''}{self.grace_s:g} s for a last checkpoint")
         self.signal_group(signal.SIGTERM)
-        signal.signal(signal.SIGALRM, lambda *_: self.signal_group(signal.SIGKILL))
+        signal.signal(signal.SIGALRM, lambda *_: self.kill())
         signal.setitimer(signal.ITIMER_REAL, max(self.grace_s, 0.1))
 
     def wait_for_predecessors(self) -> None:
@@ -285,6 +305,7 @@ class Supervisor:
         env.update(
             ORCHESTRATE_SESSION=self.job["session"],
             ORCHESTRATE_JOB=str(self.number),
+            ORCHESTRATE_RUN=self.job.get("run_id", ""),  # the same each time that it is begun again
             ORCHESTRATE_OUTPUTS=os.path.join(self.work, "outputs"),
             ORCHESTRATE_SHARED=path("shared"),
             ORCHESTRATE_PROGRESS=self.file("progress.json"),
@@ -379,6 +400,14 @@ class Supervisor:
             return {"state": "failed", "code": code, "reason": own_reason or f"exit code {code}"}
         reason = "oom" if oom and -code == signal.SIGKILL else f"killed by {signal_name(-code)}"
         return {"state": "failed", "code": 128 - code, "signal": -code, "reason": reason}
+
+    def kill(self) -> None:
+        """Its grace is over. Its group goes, and what it has started in others: torchrun's processes lead their own."""
+        pids = descendants(self.process.pid) if self.process and self.process.returncode is None else []
+        self.signal_group(signal.SIGKILL)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
     def signal_group(self, number: int) -> None:
         if self.process is not None:
@@ -644,12 +673,33 @@ def copy_tree(source: str, target: str) -> None:
 
 def interface_of(address: str) -> str:
     """The network interface that has this IPv4 address, or "" (netdevice(7): SIOCGIFADDR)."""
+    if address.startswith("127."):  # all of that network is this machine's, though the interface names one address
+        address = "127.0.0.1"
     for _, name in socket.if_nameindex():
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             request = struct.pack("256s", name.encode()[:15])
             if socket.inet_ntoa(fcntl.ioctl(any_socket, 0x8915, request)[20:24]) == address:
                 return name
     return ""
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below that one (proc(5): the parent is the second field behind the name). Empty without /proc."""
+    parents: dict[int, int] = {}
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{int(name)}/stat", "rb") as file:
+            parents[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether something there takes connections."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+        return True
+    return False
 
 
 def group_lives(group: int) -> bool:

@@ -7,6 +7,7 @@ log: the last line that is a JSON object with it, or that says `accuracy=0.93` o
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -26,14 +27,45 @@ def find(results: Path, name: str) -> float | None:
         found = _last(text.splitlines() if path.suffix == ".jsonl" else [text], name)
         if found is not None:
             return found
-    said = re.compile(rf"(?:^|[\s,;|(]){re.escape(name)}\s*[=:]\s*{NUMBER}(?![\w.])", re.IGNORECASE)
     for line in reversed(_end_of(results / "log.txt", LOG_BYTES).splitlines()):
-        found = _last([line], name) if line.lstrip().startswith("{") else None
-        if found is None and (numbers := said.findall(line)):
-            found = float(numbers[-1])
+        found = in_line(line, name)
         if found is not None:
             return found
     return None
+
+
+def curve(results: Path, name: str) -> dict[int, float]:
+    """The metric's values so far, counted from 1, in the results' metrics.jsonl; of several the one nearest the top."""
+    files = sorted(results.rglob("metrics.jsonl"), key=lambda path: (len(path.parts), str(path)))
+    for path in (one for one in files if one.is_file()):
+        lines = _end_of(path, MOST_BYTES).splitlines()
+        values = [value for value in (_last([line], name) for line in lines) if value is not None]
+        if values:
+            return dict(enumerate(values, 1))
+    return {}
+
+
+def curve_of_log(results: Path, name: str) -> dict[int, float]:
+    """The metric's values so far, counted from 1, in the log: one a line that says it."""
+    found = []
+    for line in _end_of(results / "log.txt", MOST_BYTES).splitlines():
+        value = in_line(line, name)
+        if value is not None:
+            found.append(value)
+    return dict(enumerate(found, 1))
+
+
+def in_line(line: str, name: str) -> float | None:
+    """The metric in a line of the log: an object that has it, or the last `name=0.93` or `name: 0.93` of it."""
+    found = _last([line], name) if line.lstrip().startswith("{") else None
+    if found is None and name.lower() in line.lower() and (numbers := _said(name).findall(line)):
+        return float(numbers[-1])
+    return found
+
+
+@functools.lru_cache
+def _said(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:^|[\s,;|(]){re.escape(name)}\s*[=:]\s*{NUMBER}(?![\w.])", re.IGNORECASE)
 
 
 def _end_of(path: Path, most: int) -> str:

@@ -18,7 +18,7 @@ from orchestrator.errors import JobFailed, MachineGone, OrchestrateError, Unreac
 from orchestrator.fleet import Fleet
 from orchestrator.session import held, taken_down
 from orchestrator.store import Job, Session, Store
-from orchestrator.tuning import space
+from orchestrator.tuning import pruning, space
 from orchestrator.tuning.study import Row, Study
 from orchestrator.tuning.trials import Board, Outcome, Part, Slot, judge, make_slots
 from orchestrator.watch import Watcher
@@ -104,7 +104,7 @@ class Search:
 
     def begin(self, pool: ThreadPoolExecutor, slot: Slot) -> None:
         """Has the next trial run there."""
-        number, values = self.study.ask([slot.node, slot.index])
+        number, values = self.study.ask([slot.node, slot.index], slot.env)
         self.board.show(number, f"{space.in_words(values)} on {slot.where}")
         self.running[pool.submit(self.work, number, values, slot, None)] = number, slot
 
@@ -180,8 +180,10 @@ class Search:
             if self.left.is_set():
                 raise Unreachable("the search was left")
             words = f"{space.in_words(values)} on {slot.where if slot else f'machine {job.node}'}, job {job.number}"
-            job = self.follow(fleet, job, Part(self.watcher, self.board, number, words))
-        return judge(job, self.wish.metric, self.session)
+            job = self.follow(fleet, job, number, Part(self.watcher, self.board, number, words))
+        outcome = judge(job, self.wish.metric, self.session)
+        hopeless = self.study.hopeless(number) if outcome.state == "stopped" else ""
+        return Outcome("pruned", hopeless) if hopeless else outcome
 
     def submit(self, number: int, values: dict[str, str], slot: Slot) -> Job:
         """Queues the trial's job on its machine."""
@@ -198,8 +200,8 @@ class Search:
                 Part(self.watcher, self.board, number, ""), slot.node, self.study.run_id(number),
             )  # fmt: skip
 
-    def follow(self, fleet: Fleet, job: Job, watcher: Part) -> Job:
-        """Follows the job to its end, and brings its results home."""
+    def follow(self, fleet: Fleet, job: Job, number: int, watcher: Part) -> Job:
+        """Follows a trial's job to its end, and brings its results home."""
         if job.state == "submitting":
             fleet.refresh(self.store, [job])
             job = self.store.reread(job)
@@ -207,8 +209,12 @@ class Search:
                 return job
         machine, pull_every_s = fleet.machines[0], payload.setting(job, "pull_every", 30)
         gone = lambda: lifecycle.is_gone(self.session, machine)  # noqa: E731
-        jobs.follow(fleet.first, self.store, job, watcher, jobs.size_at_home(job), pull_every_s, gone)
+        if self.wish.prune != "none":
+            pull_every_s = min(pull_every_s, pruning.PULL_EVERY_S)
+        with pruning.watched(self.study, number, fleet, job, watcher):
+            jobs.follow(fleet.first, self.store, job, watcher, jobs.size_at_home(job), pull_every_s, gone)
         lifecycle.bring_home(fleet, self.store, job)
+        pruning.take_down(self.study, number, job, watcher)
         return self.store.reread(job)
 
     def pause(self, seconds: float) -> None:
@@ -245,15 +251,22 @@ class Search:
         )
 
     def repeated(self, row: Row) -> str:
-        """The command that runs a trial once more."""
-        variables = {name: value for name, value in row.params.items() if space.Parameter(name).is_variable}
+        """The command that runs a trial once more, as it ran: on its machine, with all that it was given.
+
+        Our own trainer takes its parameters as they stand in the command.
+        """
+        own = {name: value for name, value in row.params.items() if space.Parameter(name).is_variable}
+        given = {**space.environment(row.params), "ORCHESTRATE_TRIAL": str(row.number)}
+        is_ours = (self.command or [])[: len(payload.TRAIN)] == payload.TRAIN
+        variables = {**row.env, **(own if is_ours else {**given, **own})}
         if self.command is not None:
             named = [f"{name}={value}" for name, value in variables.items()]
             argv = [*(["env", *named] if named else []), *space.place(self.command, row.params)]
         else:
             exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())
             argv = [exports + space.place_in_script(self.script or "", row.params)]
-        return shlex.join(["orchestrate", "run", "-n", self.session.name, "--", *argv])
+        alone = ["--node", str(row.node)] if row.node is not None and len(self.session.machines) > 1 else []
+        return shlex.join(["orchestrate", "run", "-n", self.session.name, *alone, "--", *argv])
 
 
 def check_placed(script: str | None, parameters: list[space.Parameter]) -> None:

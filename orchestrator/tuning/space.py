@@ -21,6 +21,7 @@ from orchestrator.errors import UsageError
 from orchestrator.quantities import BadItem, closest, parse_line, parse_mapping, shown
 
 SAMPLERS = ("tpe", "random", "grid")
+PRUNERS = ("none", "median", "hyperband")
 NAME = r"^[A-Za-z_][A-Za-z0-9_.-]*$"
 FORMS = "write values (50,100,200) or a range (0.001:0.1, 0.001:0.1:log, 16:256:16)"
 SHELL_WORDS = re.compile(r"[|&;<>#\n]")  # in a script: then what is put at its end may be part of something else
@@ -101,11 +102,21 @@ def from_flags(texts: Sequence[str]) -> dict[str, str]:
 
 def parse_sampler(value: object) -> str:
     """Who chooses the next trial's values. Raises ValueError."""
+    return one_of(SAMPLERS, "sampler", value)
+
+
+def parse_pruner(value: object) -> str:
+    """Who says which trials are without hope. Raises ValueError."""
+    return one_of(PRUNERS, "pruner", value)
+
+
+def one_of(words: tuple[str, ...], kind: str, value: object) -> str:
+    """One of these words. Raises ValueError."""
     word = parse_line(value).lower()
-    if word not in SAMPLERS:
-        near = closest(word, SAMPLERS)
+    if word not in words:
+        near = closest(word, words)
         raise ValueError(
-            f"there is no sampler {shown(word)}" + (f"; did you mean {near}?" if near else f"; {', '.join(SAMPLERS)}")
+            f"there is no {kind} {shown(word)}" + (f"; did you mean {near}?" if near else f"; {', '.join(words)}")
         )
     return word
 

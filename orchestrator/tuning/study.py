@@ -13,7 +13,7 @@ import sqlite3
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Tune
 
 TRIALS = 20  # where nobody says how many
+PRUNE_AFTER = 4  # complete trials
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Row:
     number: int
     params: dict[str, str]  # as its command gets them
     value: float | None
-    state: str  # running, complete, diverged, stopped, failed
+    state: str  # running, complete, diverged, pruned, stopped, failed
     reason: str
     seconds: float | None
     job: int | None
     where: str  # its results, as a person here would write it
+    node: int | None = None  # the machine that it was to run on
+    env: Mapping[str, str] = field(default_factory=dict)  # its place's variables: a GPU, a share of the CPUs
 
 
 class Study:
@@ -68,8 +71,9 @@ class Study:
             way = optuna.study.StudyDirection
             direction = way.MINIMIZE if wish.minimize else way.MAXIMIZE
             self.study = optuna.create_study(
-                storage=storage, study_name=self.name, load_if_exists=True, sampler=self.sampler(), direction=direction
-            )
+                storage=storage, study_name=self.name, load_if_exists=True, sampler=self.sampler(), direction=direction,
+                pruner=self.pruner(),
+            )  # fmt: skip
 
     @contextlib.contextmanager
     def usable(self, *more: type[Exception]) -> Iterator[None]:
@@ -102,6 +106,13 @@ class Study:
             return samplers.RandomSampler()
         return samplers.TPESampler(constant_liar=True)  # a trial that runs counts as a poor one: the next is elsewhere
 
+    def pruner(self) -> Any:
+        """Optuna's, of that name."""
+        pruners = self.optuna.pruners
+        if self.wish.prune == "median":  # below the half of those that were complete, from its second value on
+            return pruners.MedianPruner(n_startup_trials=PRUNE_AFTER, n_warmup_steps=2)
+        return pruners.HyperbandPruner() if self.wish.prune == "hyperband" else pruners.NopPruner()
+
     def space(self) -> dict[str, Any]:
         """The parameters in Optuna's words."""
         made = self.optuna.distributions
@@ -118,10 +129,11 @@ class Study:
 
     # ---- asking and telling ----
 
-    def ask(self, place: list[int]) -> tuple[int, dict[str, str]]:
-        """The next trial, which is to run in that place: its number and values."""
+    def ask(self, place: list[int], env: Mapping[str, str] | None = None) -> tuple[int, dict[str, str]]:
+        """The next trial, which is to run in that place, with its variables: the trial's number and values."""
         trial = self.study.ask(self.space())
         trial.set_user_attr("place", place)
+        trial.set_user_attr("env", dict(env or {}))
         return trial.number, self.values(trial.params)
 
     def values(self, params: Mapping[str, Any]) -> dict[str, str]:
@@ -136,25 +148,51 @@ class Study:
     def tell(self, number: int, state: str, reason: str, value: float | None) -> None:
         """What came of a trial.
 
-        One that diverged or was stopped is a pruned one: the sampler learns to keep away from there. One that failed
-        teaches nothing. One that was lost is nobody's fault: it is asked for once more.
+        One that diverged, was stopped, or was without hope is a pruned one: the sampler learns to keep away from there.
+        One that failed teaches nothing. One that was lost is nobody's fault: it is asked for once more.
         """
-        frozen = self.study.get_trials(deepcopy=False)[number]
-        trial = self.optuna.trial.Trial(self.study, frozen._trial_id)
+        trial = self.trial(number)
         trial.set_user_attr("state", state)
         trial.set_user_attr("reason", reason)
         if state == "lost":
             trial.set_user_attr("again", True)
-            self.study.enqueue_trial(frozen.params)
+            self.study.enqueue_trial(self.study.get_trials(deepcopy=False)[number].params)
         try:
             if state == "complete":
                 self.study.tell(number, value)
             else:
-                pruned = state in ("diverged", "stopped")
+                pruned = state in ("diverged", "stopped", "pruned")
                 self.study.tell(number, state=self.states.PRUNED if pruned else self.states.FAIL)
         except (RuntimeError, KeyError):  # a grid that is through wants to stop `optimize`, which isn't used here
             if self.wish.sampler != "grid":
                 raise
+
+    def trial(self, number: int) -> Any:
+        """That trial, to be told of."""
+        return self.optuna.trial.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def report(self, number: int, values: Mapping[int, float], judged: bool = True) -> bool:
+        """Takes down a running trial's metric, by the count of its values; if it is judged, whether it is without hope.
+
+        Raises OrchestrateError.
+        """
+        with self.usable():
+            known = max(self.study.get_trials(deepcopy=False)[number].intermediate_values, default=0)
+            new = sorted(step for step in values if step > known and math.isfinite(values[step]))
+            if not new:
+                return False
+            trial = self.trial(number)
+            for step in new:
+                trial.report(values[step], step)
+                if judged and trial.should_prune():
+                    trial.set_user_attr("hopeless", f"after {step}: {self.wish.metric} {values[step]:.6g}")
+                    return True
+            return False
+
+    def hopeless(self, number: int) -> str:
+        """Where a trial was found to be without hope, and how it stood there; empty for another."""
+        with self.usable():
+            return str(self.study.get_trials(deepcopy=False)[number].user_attrs.get("hopeless", ""))
 
     def run_id(self, number: int) -> str:
         """The run id of a trial's job: known before there is one, so that none is ever lost sight of."""
@@ -181,7 +219,8 @@ class Study:
             value = one.value if state == "complete" else None
             where = (job.number, job.where) if job else (None, "-")
             reason = one.user_attrs.get("reason", "")
-            rows.append(Row(one.number, self.values(one.params), value, state, reason, seconds, *where))
+            place = [one.user_attrs.get("place", [None])[0], one.user_attrs.get("env", {})]
+            rows.append(Row(one.number, self.values(one.params), value, state, reason, seconds, *where, *place))
         return rows
 
     def best(self, rows: list[Row]) -> Row | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.bootstrap import Ready
@@ -44,7 +44,7 @@ class Slot:
 class Outcome:
     """What came of a trial's job."""
 
-    state: str  # complete, diverged, stopped, failed, lost
+    state: str  # complete, diverged, pruned, stopped, failed, lost
     reason: str = ""
     value: float | None = None
 
@@ -91,6 +91,7 @@ class Part:
     board: Board
     number: int
     words: str
+    told: list[dict[str, Any]] = field(default_factory=list)  # of its progress, the last of each epoch
 
     def say(self, line: str) -> None:
         """A step, or what is being waited for."""
@@ -106,7 +107,19 @@ class Part:
     def progress(self, progress: dict[str, Any] | None) -> None:
         """The job's own."""
         if progress and "moving" not in progress:
+            if self.told and self.told[-1].get("epoch") == progress.get("epoch"):
+                self.told.pop()
+            self.told.append(progress)
             self.board.show(self.number, self.words, progress)
+
+    def values(self, name: str) -> dict[int, float]:
+        """What the progress has said of a metric, by the epoch, which counts those done."""
+        found: dict[int, float] = {}
+        for one in list(self.told):
+            epoch, value = one.get("epoch"), one.get(name)
+            if isinstance(epoch, int) and epoch > 0 and isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[epoch] = float(value)
+        return found
 
     def close(self) -> None:
         """There is nothing to take away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -171,15 +172,31 @@ dist.destroy_process_group()
 """
 
 
-def test_a_python_program_runs_under_torchrun_on_every_machine(cli: Cli) -> None:
+def test_a_python_program_runs_under_torchrun_on_every_machine_however_long_the_first_is_set_up(
+    cli: Cli, eventually: Any
+) -> None:
     cli.write("sum.py", SUM)
+    waits = "if [ $ORCHESTRATE_NODE = 0 ]; then while [ ! -e $ORCHESTRATE_SHARED/go ]; do sleep 0.1; done; fi"
+    cli.write("orchestrate.yaml", f"setup: |\n  {waits}\n")
     cli("up", "s", "--nodes", "2", "--yes")
-    run = cli("run", "--", "python", "sum.py")
-    lines = sorted(line for line in run.out.splitlines() if "rank" in line)
+    process = cli.start("run", "--", "python", "sum.py")
+    first, second = (cli.home / f"sessions/s/machine{end}/home/.orchestrate" for end in ("", "-1"))
+
+    def waiting(jobs: Path) -> bool:
+        assert process.poll() is None, process.communicate()[1].decode()
+        state = jobs / "jobs/0001/state.json"
+        return state.exists() and "waiting for the first" in json.loads(state.read_text()).get("reason", "")
+
+    eventually(lambda: waiting(second), deadline_s=180)  # and no torchrun is begun, which would give up
+    assert json.loads((first / "jobs/0001/state.json").read_text())["state"] == "setup"
+    (first / "shared/go").touch()
+    out, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+    lines = sorted(line for line in out.decode().splitlines() if "rank" in line)
     assert [line[:3] for line in lines] == ["[0]", "[1]"] and all(line.endswith(": 3") for line in lines)
     results = cli.folder / "results/s/1"
     assert sorted(path.name for path in results.rglob("rank-*.txt")) == ["rank-0.txt", "rank-1.txt"]
-    assert "rank" in (results / "node-1/log.txt").read_text() and "results: 2 files" in run.err
+    assert "rank" in (results / "node-1/log.txt").read_text() and b"results: 2 files" in said
     cli("down")
 
 

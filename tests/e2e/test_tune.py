@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,16 @@ while not os.path.exists(sys.argv[1]):
     time.sleep(0.05)
 print("score =", sys.argv[3])
 """
+# Says its score four times, always the same. From the sixth trial on there is no hope, and it waits for its end.
+CURVE = """
+import os, signal, sys, time
+hopeless = int(os.environ["ORCHESTRATE_TRIAL"]) >= 5
+signal.signal(signal.SIGTERM, lambda *_: (open("outputs/last", "w").write("kept"), sys.exit(0)))
+for step in range(4):
+    print(f"epoch {step}: score = {0.1 if hopeless else 0.9}", flush=True)
+while hopeless:
+    time.sleep(0.1)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +56,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
         command = Cli(folder / "project", folder / "home")
         command.write("score.py", SCORE)
         command.write("wait.py", WAIT)
+        command.write("curve.py", CURVE)
         command("up", "s", "--provider", "local", "--nodes", "2", "--yes")
         yield command
         end_everything(folder / "home")
@@ -65,7 +77,9 @@ def test_a_grid_runs_on_both_machines_and_ends_in_a_table_with_the_best(two: Cli
     assert {row["state"] for (_, seed), row in trials.items() if seed == "0"} == {"failed"}
     assert trials["0.9", "1"]["state"] == "diverged" and trials["0.9", "1"]["value"] is None
     assert found["best"]["params"] == {"lr": "0.3", "SEED": "1"} and found["best"]["value"] == 1
-    assert found["best"]["command"] == "orchestrate run -n s -- env SEED=1 python score.py --lr 0.3"
+    best = found["best"]
+    where = f"orchestrate run -n s --node {best['node']} -- env ORCHESTRATE_PARAM_LR=0.3 "
+    assert best["command"].startswith(where) and best["command"].endswith(" python score.py --lr 0.3")
     assert {job.node for job in jobs(two)} == {0, 1}
     for row in trials.values():
         assert (two.folder / row["where"] / "run.json").is_file() and row["seconds"] >= 0
@@ -74,7 +88,28 @@ def test_a_grid_runs_on_both_machines_and_ends_in_a_table_with_the_best(two: Cli
     # the same words again do nothing more, and the table says what is known
     again = two(*words, "--", "python", "score.py")
     assert len(jobs(two)) == 4 and "exit code 3" in again.out and "best: trial" in again.out
-    assert "score is nan" in again.out and found["best"]["command"] in again.out
+    assert "score is nan" in again.out and best["command"] in again.out
+    # and the command that is printed runs the trial as it ran: once, on its machine
+    two(*shlex.split(best["command"])[1:])
+    [repeated] = jobs(two)[4:]
+    assert (repeated.state, repeated.node) == ("succeeded", best["node"])
+    assert (two.folder / repeated.where / "outputs/metrics.json").read_text() == '{"score": 1.0}'
+    assert not (two.folder / repeated.where / "node-1").exists()
+    assert "has no machine 7" in two("run", "-n", "s", "--node", "7", "--", "true", code=2).err
+
+
+def test_a_trial_without_hope_is_ended_gently_and_its_results_are_kept(two: Cli) -> None:
+    words = ["tune", "--param", "v=0:1", "--trials", "7", "--metric", "score", "--prune", "median"]
+    words += ["--", "python", "curve.py"]
+    found = two(*words[:1], "--json", *words[1:]).json
+    assert [row["state"] for row in found["trials"]] == ["complete"] * 5 + ["pruned"] * 2, found
+    assert found["best"]["value"] == 0.9
+    for row in found["trials"][5:]:
+        assert row["value"] is None and row["reason"] == "after 2: score 0.1"
+        assert (two.folder / row["where"] / "outputs/last").read_text() == "kept"
+        assert "epoch 3" in (two.folder / row["where"] / "log.txt").read_text()
+    shown = two(*words)
+    assert "pruned: after 2: score 0.1" in shown.out and "best: trial" in shown.out
 
 
 def test_what_was_killed_or_interrupted_is_gone_on_with_and_no_trial_is_run_twice(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, Cli, end_everything
-from tests.namespaces import Network
+from tests.conftest import Cli, end_everything
+from tests.groups import undisturbed
+from tests.namespaces import Network, Node
 
 Eventually = Callable[..., Any]
 
@@ -169,65 +169,69 @@ def test_row_26_a_frozen_host_is_seen_by_its_silence_and_a_command_ends_with_7(p
 
 NODES = 4
 TRAIN = ("--limit", "200", "--batch-size", "20", "--epochs", "6", "--lr", "0.02", "--flip")
-# The same four processes side by side on this computer, forked from one that has loaded everything.
-UNDISTURBED = """
-import os, sys
-import torch, trainer.train, trainer.cli
-parts = []
-for rank in range(int(sys.argv[1])):
-    pid = os.fork()
-    if pid == 0:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), TORCHELASTIC_RUN_ID="undisturbed")
-        os._exit(trainer.cli.main(sys.argv[2:]) or 0)
-    parts.append(pid)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in parts))
-"""
 
 
-def undisturbed(folder: Path) -> Path:
-    """The run's folder, after a run of as many processes that nothing happened to."""
-    from tests.namespaces import free_port
+class NetworkCli(Cli):
+    """`orchestrate`, which knows how to make a machine of a network anew."""
 
-    world = {"WORLD_SIZE": str(NODES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1"))}
-    argv = [sys.executable, "-c", UNDISTURBED, str(NODES), "train", *TRAIN, "--out", str(folder / "undisturbed")]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATE_")}
-    done = subprocess.run(argv, cwd=REPOSITORY, env={**env, **world}, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "undisturbed"
+    def argv(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "tests.namespaces", *arguments]
 
 
-@pytest.mark.timeout(900)  # thirteen starts of torch: half a minute where nothing else runs
-def test_four_machines_train_one_run_and_one_killed_process_changes_not_a_bit_of_it(
+@pytest.mark.timeout(900)  # some twenty starts of torch: a minute where nothing else runs
+def test_four_machines_train_one_run_and_neither_a_killed_process_nor_a_lost_machine_changes_a_bit_of_it(
     cli: Cli, sshd: str, tmp_path: Path, eventually: Eventually
 ) -> None:
-    network = Network(cli.home, "s", NODES, sshd)
+    """The machine that is lost says nothing any more, to anybody: its link is cut before its processes end."""
+    cli = NetworkCli(cli.folder, cli.home)
+    cli.write("orchestrate.yaml", "pull_every: 1s\nstop_grace: 2s\n")
+    network = Network(cli.home, "s", NODES, sshd, provider="namespaced")
+    results = cli.folder / "results/s/1"
+    log, work = results / "log.txt", network.nodes[0].home / ".orchestrate/jobs/0001/work/outputs"
     try:
-        train = ["python", "-m", "trainer", "train", *TRAIN, "--checkpoint-every", "5steps"]
-        process = cli.start("run", "-n", "s", "--", *train)
-        work = network.nodes[0].home / ".orchestrate/jobs/0001" / "work" / "outputs"
+        train = ["python", "-m", "trainer", "train", *TRAIN, "--checkpoint-every", "5steps", "--no-resume"]
+        process = cli.start("run", "-n", "s", "--recover", "--", *train)
 
-        def begun() -> bool:
+        def goes_on(times: int) -> bool:
             assert process.poll() is None, process.communicate()[1].decode()[-3000:]
-            return (work / "checkpoint.pt").exists()
+            said = log.read_text(errors="replace") if log.exists() else ""
+            return (work / "checkpoint.pt").exists() and said.count("resumed from") == times
 
-        eventually(begun, deadline_s=300, every_s=0.005)
+        eventually(lambda: goes_on(0), deadline_s=300, every_s=0.005)
         [worker] = [pid for pid in network.nodes[-1].processes("-m trainer train") if is_worker(pid)]
+        held = hold(network.nodes[0])  # it mustn't come to its end meanwhile
         os.kill(worker, signal.SIGKILL)
-        out, err = process.communicate(timeout=400)
-        assert process.returncode == 0, err.decode()[-3000:]
-        results = cli.folder / "results/s/1"
-        said = out.decode()
-        assert "4 processes" in said and said.count("resumed from") == 1 and "epoch 6/6" in said, said
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
+        eventually(lambda: goes_on(1), deadline_s=300, every_s=0.005)
+        hold(network.nodes[0])
+        eventually((results / "outputs/checkpoint.pt").exists, deadline_s=120)
+        network.lose(NODES - 1)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0 and b"making another" in err, err.decode()[-3000:]
+        said = log.read_text(errors="replace")
+        assert "4 processes" in said and said.count("resumed from") == 2 and "epoch 6/6" in said, said
+        assert out.decode().count("resumed from") == 2
+        assert (results / "node-3/manifest.json").exists()
+        for node in network.nodes[:-1]:  # nothing is left of the group of before, though it led groups of its own
+            assert node.processes("-m trainer train") == []
         cli("down", "s", "--yes")
         assert not any(node.processes() for node in network.nodes)
     finally:
         network.end()
     import torch
 
-    one, other = (
-        torch.load(run / "model.pt", weights_only=True) for run in (undisturbed(tmp_path), results / "outputs")
-    )
+    runs = (undisturbed(tmp_path, NODES, TRAIN), results / "outputs")
+    one, other = (torch.load(run / "model.pt", weights_only=True) for run in runs)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def hold(node: Node) -> list[int]:
+    """Stops what trains there where it is."""
+    pids = node.processes("-m trainer train")
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    return pids
 
 
 def is_worker(pid: int) -> bool:

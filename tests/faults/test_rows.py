@@ -167,7 +167,7 @@ ROWS: dict[int, tuple[str, dict[str, list[str]]]] = {
     36: ("a spot machine is taken back", {
         RECOVER: [
             "test_a_spot_machines_notice_ends_the_job_with_a_checkpoint_and_it_goes_on_elsewhere",
-            "test_training_goes_on_to_the_same_weights_on_another_machine",
+            "test_training_on_three_machines_goes_on_to_the_same_weights_when_two_of_them_are_taken_away",
         ],
         WATCH: ["test_a_notice_gives_the_job_time_for_a_checkpoint_and_is_the_reason"],
     }),

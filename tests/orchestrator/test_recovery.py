@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator import following, recovery
+from orchestrator import following, lifecycle, recovery, sync
 from orchestrator.config import Config
-from orchestrator.errors import OrchestrateError
-from orchestrator.store import MachineRow, Session, Store
+from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.store import Job, MachineRow, Session, Store
 from tests.orchestrator.test_lifecycle import Told
+
+
+class Watching(Told):
+    """It follows a job, too."""
+
+    def log(self, data: bytes) -> None:
+        pass
+
+    def progress(self, progress: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def machine(id: str, created_at: float) -> MachineRow:
@@ -72,6 +86,66 @@ def test_a_session_that_was_taken_down_meanwhile_stays_down(store: Store, sessio
     with pytest.raises(OrchestrateError, match="was taken down by another command"):
         anew(store, session)
     assert store.find("s") is None and store.sessions(every=True)[0].state == "closed"
+
+
+def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is_replaced(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notice of a machine that has been replaced is no word on the next one."""
+    job = replace(store.add_job(session, "r", "true", [], tmp_path), state="lost", reason="preempted: the cloud")
+    replaced: list[list[str]] = []
+    tries: list[Any] = [Unreachable("gone too"), TransferIncomplete("a file changed while it was sent"), job]
+    gone: list[list[str]] = [[], ["b"], []]
+    monkeypatch.setattr(recovery, "is_gone", lambda session, machine: machine.id in gone[0])
+    monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: [])
+    monkeypatch.setattr(recovery, "PAUSE_S", 0)
+
+    def anew(store: Store, session: Session, config: Any, lost: list[MachineRow], watcher: Any) -> Session:
+        replaced.append([one.id for one in lost])
+        return store.pick("s")
+
+    def start(*_: Any, lost: Any) -> Any:
+        done = tries.pop(0)
+        gone.pop(0)
+        if isinstance(done, OrchestrateError):
+            raise done
+        return done
+
+    monkeypatch.setattr(recovery, "anew", anew)
+    monkeypatch.setattr(recovery, "start", start)
+    now, again = recovery.begin_again(store, session, Config(), None, job, Told())  # type: ignore[arg-type]
+    assert replaced == [["a"], ["b"]] and again is job and now.id == session.id
+    assert not tries, "what was a matter of moments was tried again without a machine made anew"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_several_parts_one_that_is_lost_is_the_reason_though_others_say_sooner_that_they_failed(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """Where the machine is lost at which all meet, the others' torchrun fails before that machine is back."""
+    store.add_machines(session, [machine("b", 2.0), replace(machine("c", 2.0), node=1)])
+    session = store.pick("s")
+    job = store.add_job(session, "r", "true", [], tmp_path)
+    said = [("lost", "the machine was rebooted"), ("failed", "exit code 1")]
+    said = said if first else said[::-1]
+    failing = threading.Event()
+
+    def follow(host: Any, record: Any, part: Job, *_: Any) -> Job:
+        state, reason = said[int(part.results.name == "node-1")]
+        if state == "lost":
+            assert failing.wait(60)
+        record.update_job(part, state=state, reason=reason, code=None)
+        return record.reread(part)
+
+    def told(fleet: Any, node: int, words: Any) -> None:
+        failing.set()
+
+    monkeypatch.setattr(lifecycle.jobs, "follow", follow)
+    monkeypatch.setattr(lifecycle.Fleet, "tell_others", told)
+    monkeypatch.setattr(lifecycle, "bring_home", lambda *_: sync.Pulled({}, 0, 0, []))
+    with lifecycle.Fleet(session) as fleet:
+        ended = lifecycle.finish(fleet, store, session, job, Watching(), offset=0)
+    assert ended.state == "lost" and "rebooted" in ended.reason, ended
 
 
 def test_a_lost_job_that_is_being_brought_back_is_followed_though_all_of_it_is_home(

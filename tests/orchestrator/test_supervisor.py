@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,17 +220,19 @@ def test_an_executable_is_one_and_nothing_in_the_job_reaches_the_store(here: Mac
 
 
 def test_more_links_to_one_file_than_the_disk_allows_are_copies(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.remote import agent
+    beside = SimpleNamespace(path=lambda *parts: str(here.home.joinpath(*parts)), read_json=lambda name: None)
+    monkeypatch.setitem(sys.modules, "supervisor", beside)
+    monkeypatch.delitem(sys.modules, "orchestrator.remote.trees", raising=False)
+    trees = importlib.import_module("orchestrator.remote.trees")
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(31, "Too many links")
 
-    monkeypatch.setattr(agent.os, "link", refuse)
-    digest = hashlib.sha256(b"content").hexdigest()
-    (here.home / "a").write_text("content")
-    monkeypatch.setattr(agent, "blob", lambda _: str(here.home / "a"))
-    agent.link_or_copy(digest, str(here.home / "b"), executable=False)
-    assert (here.home / "b").read_text() == "content" and (here.home / "b").stat().st_mode & 0o777 == 0o444
+    monkeypatch.setattr(trees.os, "link", refuse)
+    trees.take_small([(hashlib.sha256(b"content").hexdigest(), 7)], b"content")
+    trees.build("t", [("in/a", hashlib.sha256(b"content").hexdigest(), "file")])
+    made = here.home / "trees/t/in/a"
+    assert made.read_text() == "content" and made.stat().st_mode & 0o777 == 0o444 and made.stat().st_nlink == 1
 
 
 # ---- setup --------------------------------------------------------------------------------------------------------

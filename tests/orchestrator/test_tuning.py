@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import payload
 from orchestrator.config import Config, Tune, load, override
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.store import Job, MachineRow, Session, Store
@@ -373,12 +374,70 @@ def test_the_record_knows_on_which_machine_a_job_is(tmp_path: Path) -> None:
     assert (store.reread(one).node, everywhere.node) == (1, None)
 
 
-def test_a_search_that_is_repeated_is_a_run_of_one_trial(tmp_path: Path) -> None:
-    row = studies.Row(0, {"lr": "0.1", "SEED": "3"}, 1.0, "complete", "", 1.0, 1, "results/s/1")
+def test_a_trial_that_is_repeated_runs_as_it_ran() -> None:
+    repeated, gpu = searching.Search.repeated, {"CUDA_VISIBLE_DEVICES": "1"}
+    row = studies.Row(0, {"lr": "0.1", "SEED": "3"}, 1.0, "complete", "", 1.0, 1, "results/s/1", 1, gpu)
+    given = ["ORCHESTRATE_PARAM_LR=0.1", "ORCHESTRATE_PARAM_SEED=3", "SEED=3", "ORCHESTRATE_TRIAL=0"]
     search: Any = SimpleNamespace(command=["python", "t.py"], script=None, session=SESSION)
-    assert searching.Search.repeated(search, row) == "orchestrate run -n s -- env SEED=3 python t.py --lr 0.1"
+    words = ["CUDA_VISIBLE_DEVICES=1", *given, "python", "t.py", "--lr", "0.1"]
+    assert repeated(search, row) == f"orchestrate run -n s -- env {' '.join(words)}"
+    machines = [MachineRow(f"m{n}", "h", 22, "u", "k", "r", "t", 0, "", 1, None, n) for n in range(2)]
+    search = SimpleNamespace(command=payload.TRAIN, script=None, session=replace(SESSION, history=tuple(machines)))
+    words = ["CUDA_VISIBLE_DEVICES=1", "SEED=3", *payload.TRAIN, "--lr", "0.1"]  # which needs no more than that
+    assert repeated(search, row) == f"orchestrate run -n s --node 1 -- env {' '.join(words)}"
     search = SimpleNamespace(command=None, script="cd x && t {lr}", session=SESSION)
-    assert searching.Search.repeated(search, row) == "orchestrate run -n s -- 'export SEED=3; cd x && t 0.1'"
+    exports = "".join(f"export {one}; " for one in given)
+    assert repeated(search, replace(row, env={})) == f"orchestrate run -n s -- '{exports}cd x && t 0.1'"
+
+
+# ---- ended early --------------------------------------------------------------------------------------------------
+
+
+def test_the_metrics_values_so_far_are_those_of_the_file_else_of_the_progress_else_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text('acc=0.1\nno more\n{"acc": 0.2}\nbest_acc=9\nloss=1, acc: 0.3\n')
+    assert metrics.curve_of_log(tmp_path, "acc") == {1: 0.1, 2: 0.2, 3: 0.3}
+    assert metrics.curve(tmp_path, "acc") == {}
+    (tmp_path / "outputs/deep").mkdir(parents=True)
+    (tmp_path / "outputs/deep/metrics.jsonl").write_text('{"acc": 7}\n')
+    (tmp_path / "outputs/metrics.jsonl").write_text('{"acc": 0.5}\n{"loss": 1}\n{"acc": 0.75}\n{"acc": 0.')
+    assert metrics.curve(tmp_path, "acc") == {1: 0.5, 2: 0.75}
+    shown: Any = SimpleNamespace(show=lambda *_: None)
+    part = trials.Part(shown, shown, 0, "")
+    for epoch, value in ((0, 0.1), (1, 0.2), (1, 0.4), (2, None), (None, 1)):
+        part.progress({"epoch": epoch, "acc": value})
+    part.progress({"moving": "results", "epoch": 3, "acc": 9})
+    assert part.values("acc") == {1: 0.4}
+
+
+def test_a_trial_below_the_others_is_without_hope_and_says_how_it_stood(file: Path) -> None:
+    made = study(file, "median", prune="median", metric="acc")
+    for value in (1, 2, 3, 4):
+        number, _ = made.ask([0, 0])
+        assert not made.report(number, {step: float(value) for step in (1, 2, 3)}), "there is nothing to compare with"
+        made.tell(number, "complete", "", float(value))
+    good, _ = made.ask([0, 0])
+    assert not made.report(good, {1: 0.0, 2: 3.0, 3: 3.0})  # a first value is no word yet
+    poor, _ = made.ask([0, 0])
+    assert not made.report(poor, {1: 0.5}) and made.hopeless(poor) == ""
+    other = study(file, "median", prune="median", metric="acc")  # another process goes on
+    assert other.report(poor, {1: 0.5, 2: math.nan, 3: 0.5}) and made.hopeless(poor) == "after 3: acc 0.5"
+    other.tell(poor, "pruned", other.hopeless(poor), None)
+    row = made.rows({})[poor]
+    assert (row.state, row.value, row.reason) == ("pruned", None, "after 3: acc 0.5")
+    assert made.study.get_trials()[poor].state.name == "PRUNED" and made.best(made.rows({})).number == 3
+    freely = study(file, "median", metric="acc")  # the same search, of which nobody is to be pruned any more
+    number, _ = freely.ask([0, 0])
+    assert not freely.report(number, {1: 0.1, 2: 0.1, 3: 0.1})
+
+
+def test_hyperband_ends_what_is_worst(file: Path) -> None:
+    made, ended = study(file, "hyperband", prune="hyperband"), 0
+    for value in range(40, 0, -1):
+        number, _ = made.ask([0, 0])
+        hopeless = made.report(number, {step: float(value) for step in range(1, 30)})
+        made.tell(number, "pruned" if hopeless else "complete", "", None if hopeless else float(value))
+        ended += hopeless
+    assert 0 < ended < 40 and made.best(made.rows({})).value == 40
 
 
 def test_what_a_search_wishes_is_in_a_jobs_record() -> None:

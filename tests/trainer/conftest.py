@@ -69,6 +69,26 @@ def browser():
 
 
 @pytest.fixture
+def open_page(browser):
+    """Open a report in a context of its own; what it fetched and complained of is in page.fetched and page.said."""
+    contexts = []
+
+    def open_file(path, **options):
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.fetched, page.said = [], []
+        page.on("request", lambda request: page.fetched.append(request.url))
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
 def images(tmp_path: Path) -> Path:
     """train/ and test/ of three classes; JPEG, PNG, grey and large ones among them. 30 and 6 images."""
     folder = tmp_path / "pictures"

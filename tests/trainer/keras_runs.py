@@ -8,7 +8,7 @@ from pathlib import Path
 from trainer.config import configure
 from trainer.data import digits
 from trainer.errors import TrainerError
-from trainer.keras import lenet, train
+from trainer.keras import asking, lenet, train
 from trainer.stopping import StopSignals
 
 
@@ -40,6 +40,8 @@ def main(folder: Path) -> dict[str, object]:
     arrays = digits.read(whole, Path(sys.argv[2]), print)
     images, labels = lenet.batch(arrays, slice(arrays.train_count, None))
     found["reloaded"] = float((np.argmax(model(images), axis=1) == labels).mean())
+    found["logits"] = np.asarray(model(images)).tolist()
+    found["heat"] = asking.saliency(model, images[:8], labels[:8]).tolist()
 
     train.train(settings(folder / "straight"), say=print)
     stop, said = StopSignals(), []

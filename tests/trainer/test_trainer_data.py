@@ -88,6 +88,54 @@ def test_a_folder_is_read_as_pillow_reads_it_resized_and_coloured(images, load):
         assert f"/{found.classes[label]}/" in file.path
 
 
+def kinds_of_jpeg(folder):
+    """JPEG files of every kind that a folder may hold, by what is particular about each."""
+    whole, grey, noise = picture("a"), picture("a").convert("L"), picture("c", side=48)
+    whole.save(folder / "plain.jpg")
+    whole.save(folder / "fine.jpg", quality=100, subsampling=0)
+    whole.save(folder / "progressive.jpg", progressive=True, optimize=True)
+    whole.save(folder / "restarts.jpg", restart_marker_blocks=1)
+    whole.save(folder / "with notes.jpg", comment=b"\xff\xc0" * 40, exif=b"Exif\0\0" + b"\xff\xd8\xff\xc0" * 20)
+    whole.save(folder / "in rgb.jpg", keep_rgb=True)
+    whole.convert("CMYK").save(folder / "cmyk.jpg")
+    grey.save(folder / "grey.jpg")
+    noise.resize((40, 17)).save(folder / "odd sides.jpg")
+    picture("b", side=1100).save(folder / "large.jpg", quality=100, subsampling=0)  # in two reads, over a megapixel
+    plain = (folder / "plain.jpg").read_bytes()
+    (folder / "more behind it.jpg").write_bytes(plain + b"\0more")
+    (folder / "filled up.jpg").write_bytes(plain[:2] + b"\xff\xff" + plain[2:])
+    (folder / "a png.jpg").write_bytes(b"")
+    whole.save(folder / "a png.jpg", "PNG")
+    return sorted(folder.iterdir())
+
+
+def test_jpegs_of_every_kind_are_bit_for_bit_what_pillow_opens(tmp_path):
+    paths = kinds_of_jpeg(tmp_path)
+    pixels, failures = decode.decode([str(path) for path in paths], 32)
+    assert failures == [] and len(paths) == 13
+    for found, path in zip(pixels, paths, strict=True):
+        plain = Image.open(path).convert("RGB")
+        plain = plain if plain.size == (32, 32) else plain.resize((32, 32), Image.Resampling.BILINEAR)
+        assert np.array_equal(found.transpose(1, 2, 0), np.asarray(plain)), path.name
+    shortened = [path.name for path in paths if decode._small_jpeg(path.read_bytes())]
+    assert {"plain.jpg", "fine.jpg", "progressive.jpg", "grey.jpg", "odd sides.jpg"} <= set(shortened)
+    assert not {"large.jpg", "cmyk.jpg", "a png.jpg"} & set(shortened)
+
+
+def test_a_jpeg_that_is_cut_off_anywhere_is_told_as_pillow_tells_it(tmp_path):
+    picture("a").save(tmp_path / "whole.jpg", quality=90)
+    whole, path = (tmp_path / "whole.jpg").read_bytes(), tmp_path / "cut.jpg"
+    for length in range(0, len(whole) - 2, 7):
+        path.write_bytes(whole[:length])
+        pixels, failures = decode.decode([str(path)], 32)
+        try:
+            expected = np.asarray(Image.open(path))
+        except Exception:
+            assert len(failures) == 1 and not pixels.any(), length
+        else:
+            assert failures == [] and np.array_equal(pixels[0].transpose(1, 2, 0), expected), length
+
+
 def test_classes_take_turns_so_that_a_first_part_is_balanced(images, load):
     assert load(f"folder:{images}").train.targets[:9].tolist() == [0, 1, 2] * 3
 
@@ -108,17 +156,19 @@ def test_a_folder_without_parts_is_split_nine_to_one_always_alike(tmp_path):
 
 def test_many_cores_decode_the_same_as_one(images, load, tmp_path, monkeypatch):
     alone = load(f"folder:{images}")
-    monkeypatch.setattr(decode, "ALONE_BELOW", 0)
+    monkeypatch.setattr(decode, "ALONE_BELOW_BYTES", 0)
     monkeypatch.setattr(decode, "CHUNK", 7)
     monkeypatch.setattr(decode, "available_cores", lambda: 2)
-    together = load(f"folder:{images}", cache_dir=tmp_path / "other")
-    assert torch.equal(alone.train.inputs, together.train.inputs)
-    assert torch.equal(alone.test.inputs, together.test.inputs)
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "other", tmp_path / "file" / "cache"):  # each into the cache's file, and where none can be
+        together = load(f"folder:{images}", cache_dir=place)
+        assert torch.equal(alone.train.inputs, together.train.inputs)
+        assert torch.equal(alone.test.inputs, together.test.inputs)
 
 
-@pytest.mark.parametrize("alone_below", [0, 100])
+@pytest.mark.parametrize("alone_below", [0, 10_000_000])
 def test_unreadable_images_are_named(images, load, monkeypatch, alone_below):
-    monkeypatch.setattr(decode, "ALONE_BELOW", alone_below)
+    monkeypatch.setattr(decode, "ALONE_BELOW_BYTES", alone_below)
     (images / "train/ape/0.jpg").write_bytes(b"no picture")
     whole = (images / "train/bee/0.jpg").read_bytes()
     (images / "train/bee/0.jpg").write_bytes(whole[: len(whole) // 2])

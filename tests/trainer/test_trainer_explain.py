@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -47,8 +48,8 @@ def some_images(count=4):
 @pytest.mark.parametrize("method", explain.METHODS)
 def test_a_model_that_looks_at_one_corner_is_found_out(method):
     model = Corner().eval()
-    for heat in explain.heats(model, some_images(), method, [0, 1, 2], torch.zeros(3, dtype=torch.int64)):
-        values = heat.values.abs()
+    for heat in explain.heats(model, some_images(), method, [0, 1, 2], np.zeros(3, np.int64)):
+        values = abs(heat.values)
         # a filter's reach, and what enlarging Grad-CAM's map smears, is a pixel
         assert float(values[:9, :9].sum() / values.sum()) > 0.999
         where, share = pictures.region(values)
@@ -84,13 +85,13 @@ def test_the_worst_mistakes_are_explained_with_pictures_and_reasons(run, finishe
     assert outcome.code == 0
     opened = open_run(finished, {})
     verdicts = judge(opened.model, opened.data, opened.data.test)
-    wrong = verdicts.predicted != opened.data.test.targets
+    wrong = verdicts.predicted != opened.data.test.targets.numpy()
     assert f"{int(wrong.sum())} of 360 test images are taken for something else" in outcome.out
 
     folder = finished / "explanations"
     told = json.loads((folder / "saliency.json").read_text())["mistakes"]
     assert len(told) == min(2, int(wrong.sum()))
-    losses = verdicts.losses[wrong].sort(descending=True).values
+    losses = np.sort(verdicts.losses[wrong])[::-1]
     assert [each["loss"] for each in told] == pytest.approx(losses[: len(told)].tolist(), abs=1e-3)
     for each in told:
         assert each["label"] == str(int(opened.data.test.targets[each["index"]])) != each["taken_for"]
@@ -149,11 +150,11 @@ def test_the_word_that_decides_is_named():
     split = Split(texts, torch.zeros(2, dtype=torch.int64))
     data = Data("texts", ("loud", "quiet"), split, split, "", TEXT, Shape(TEXT.name, (32,), 2, 256))
     for method in ("saliency", "integrated-gradients"):
-        heat, alone = explain.heats(Shouting(), data, method, [0, 1], torch.zeros(2, dtype=torch.int64))
-        shares = dict(passages.words(texts[0], heat.values))
+        heat, alone = explain.heats(Shouting(), data, method, [0, 1], np.zeros(2, np.int64))
+        shares = dict(passages.words(texts[0].numpy(), heat.values))
         assert shares == {"come": 0, "here": 0, "!": pytest.approx(1 / 3, abs=1e-3), "now": 0,
                           "!!": pytest.approx(2 / 3, abs=1e-3), "please": 0}  # fmt: skip
-        assert passages.words(texts[1], alone.values) == [("!", 1.0)]
+        assert passages.words(texts[1].numpy(), alone.values) == [("!", 1.0)]
     assert heat.gap <= explain.TOLERANCE
 
 

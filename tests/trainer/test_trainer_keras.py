@@ -1,18 +1,25 @@
-"""The worked example on TensorFlow: the same files and lines, and a resume that gives the same bits."""
+"""The worked example on TensorFlow: the same files, lines and report, and a resume that gives the same bits."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from browsing import violations
 from exported_runs import ROOT, without
 from trainer_runs import Outcome
 
-from trainer import extras
+from trainer import explain, extras
+from trainer.evaluate import open_run
 from trainer.metrics import EpochRecord, Summary
 
 Run = Callable[..., Outcome]
@@ -25,7 +32,8 @@ EPOCH = r"epoch \d/5  loss \d\.\d{4}  test loss \d\.\d{4}  accuracy \d+\.\d %  [
 @pytest.fixture(scope="module")
 def keras_runs(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, dict]:
     """The folder of the runs of keras_runs.py, where there is no PyTorch, and what it printed."""
-    pytest.importorskip("tensorflow", reason="TensorFlow is not installed: pip install 'orchestrate[tensorflow]'")
+    if find_spec("tensorflow") is None:  # not imported here: it and torch's compiler abort each other's process
+        pytest.skip("TensorFlow is not installed: pip install 'orchestrate[tensorflow]'")
     folder = tmp_path_factory.mktemp("keras")
     none = without(tmp_path_factory.mktemp("none"), "torch", "torchvision")
     done = subprocess.run(
@@ -49,7 +57,8 @@ def test_it_learns_and_says_so_in_the_same_words(keras_runs: tuple[Path, dict]) 
     assert [line.split()[0] for line in found["lines"][:4]] == ["device", "data", "model", "recipe"]
     assert found["lines"][-2].startswith("test accuracy 0.9")
     assert {path.name for path in (folder / "whole").iterdir()} == {
-        "checkpoint.keras", "model.keras", "config.json", "metrics.jsonl", "summary.json", "price.json",
+        "checkpoint.keras", "model.keras", "weights.npz", "config.json", "data.json", "metrics.jsonl", "summary.json",
+        "price.json", "report.html",
     }  # fmt: skip
 
 
@@ -108,8 +117,80 @@ def test_where_there_is_no_tensorflow_it_says_what_to_install(
     assert done.code == 2 and "pip install 'orchestrate[tensorflow]'" in done.err
 
 
-def test_what_reads_pytorchs_runs_says_that_it_is_none(keras_runs: tuple[Path, dict], run: Run) -> None:
+def test_where_there_is_no_pytorch_what_needs_it_says_so(
+    keras_runs: tuple[Path, dict], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = keras_runs
-    for command in (("export", "--to", "onnx"), ("serve", "--port", "0"), ("test",)):
-        done = run(command[0], "--out", folder / "whole", *command[1:])
-        assert done.code == 2 and "is a run of TensorFlow's" in done.err
+    monkeypatch.delitem(sys.modules, "trainer.evaluate", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = run("test", "--out", folder / "whole")
+    assert done.code == 2 and "pip install 'orchestrate[trainer]'" in done.err and len(done.err.splitlines()) == 1
+
+
+# ---- its report, and what PyTorch makes of it
+
+
+def test_the_run_itself_makes_its_report(keras_runs: tuple[Path, dict], open_page: Callable[..., Any]) -> None:
+    folder, found = keras_runs
+    page = open_page(folder / "whole/report.html")
+    assert page.fetched == [(folder / "whole/report.html").as_uri()] and page.said == []
+    text, summary = page.inner_text("main"), found["summary"]
+    for expected in (
+        "digits · lenet", f"{100 * summary['test_accuracy']:.1f}\u00a0% of 360 test images are recognised", "62,006",
+        "How it went", "Class by class", "What is taken for what", "How far it can be believed", "The worst mistakes",
+        "Some that are right", "How to repeat it", "--framework", f"tensorflow=={summary['tensorflow']}", "at 3.60",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert not [absent for absent in ("nan", "inf ", "None", "Under attack") if absent in text]
+    assert page.locator("svg[role=img]").count() >= 4
+    assert page.locator("ul.samples li").count() >= 9
+    widths = page.evaluate("[...document.images].map(each => each.complete && each.naturalWidth)")
+    assert len(widths) >= 18 and set(widths) == {32}
+    matrix = page.locator("table.matrix tbody tr")
+    assert sum(int(matrix.nth(at).locator("td").nth(at).inner_text()) for at in range(10)) == summary["test_correct"]
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert violations(page) == []
+
+
+def test_its_weights_are_pytorchs_too(keras_runs: tuple[Path, dict]) -> None:
+    folder, found = keras_runs
+    opened = open_run(folder / "whole", {})
+    assert opened.weights.epochs == 5
+    with torch.no_grad():
+        logits = opened.model(opened.data.task.prepare(opened.data.test.inputs))
+    theirs = torch.tensor(found["logits"])
+    assert torch.allclose(logits, theirs, atol=1e-4 * float(theirs.abs().max()))
+    assert torch.equal(logits.argmax(1), theirs.argmax(1))
+    labels = opened.data.test.targets[:8].numpy()
+    heats = explain.heats(opened.model, opened.data, "saliency", list(range(8)), labels)
+    for heat, of_keras in zip(heats, found["heat"], strict=True):
+        np.testing.assert_allclose(heat.values, of_keras, atol=1e-4 * float(np.max(of_keras)))
+
+
+def test_both_frameworks_make_the_same_report_of_it(keras_runs: tuple[Path, dict], run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(keras_runs[0] / "whole", tmp_path / "whole")
+
+    def figures(page: str) -> list[str]:
+        return re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", page.partition("Class by class")[2].partition("Examples")[0])
+
+    before = figures((folder / "report.html").read_text())
+    assert run("report", "--out", folder).code == 0
+    assert len(before) > 150 and figures((folder / "report.html").read_text()) == before
+
+
+def test_what_reads_pytorchs_runs_reads_it_too(keras_runs: tuple[Path, dict], run: Run, tmp_path: Path) -> None:
+    folder, found = keras_runs
+    told = json.loads(run("test", "--out", folder / "whole", "--json").out)
+    assert (told["correct"], told["epochs"]) == (found["summary"]["test_correct"], 5)
+    last = json.loads((folder / "whole/metrics.jsonl").read_text().splitlines()[-1])
+    assert told["loss"] == pytest.approx(last["test_loss"], rel=1e-4)
+    copied = shutil.copytree(folder / "whole", tmp_path / "whole")
+    done = run("export", "--out", copied, "--to", "onnx,safetensors")
+    assert done.code == 0 and "every class the same" in done.out and "weights.npz, after epoch 5" in done.out
+    done = run("explain", "--out", copied, "--count", 2)
+    assert done.code == 0 and done.out.count("looked most at") == 2
+    (copied / "weights.npz").write_bytes((copied / "weights.npz").read_bytes()[:-1000])
+    done = run("test", "--out", copied)
+    assert done.code == 2 and "weights.npz cannot be read" in done.err
+    (copied / "weights.npz").unlink()
+    assert "holds no weights yet" in run("test", "--out", copied).err

@@ -15,6 +15,7 @@ from trainer.config import configure
 from trainer.data import Data, Split
 from trainer.evaluate import OpenRun
 from trainer.report import charts, markup
+from trainer.report.asking import ask
 from trainer.report.charts import Series
 from trainer.tasks import IMAGES, Shape
 
@@ -27,26 +28,6 @@ HOSTILE = (
     "a-very-long-class-name-without-any-space-in-it-" * 6,
     "many words make a name that is long as well " * 6,
 )
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open a report in a context of its own; what it fetched and complained of is in page.fetched and page.said."""
-    contexts = []
-
-    def open_file(path, **options):
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        page.fetched, page.said = [], []
-        page.on("request", lambda request: page.fetched.append(request.url))
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.goto(path.as_uri())
-        return page
-
-    yield open_file
-    for context in contexts:
-        context.close()
 
 
 class Brightness(nn.Module):
@@ -76,7 +57,7 @@ def made_up(tmp_path):
         if summary is not None:
             files.replace_json(config.out / "summary.json", summary)
         model = Brightness(len(classes)).eval()
-        return report.write(OpenRun(model, config, held, runs.Weights(config.out / "model.pt")))
+        return report.write(ask(OpenRun(model, config, held, runs.Weights(config.out / "model.pt"))))
 
     return make
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from trainer_runs import assert_same_bits, start
 
-from trainer import checkpoint, step
+from trainer import begun, checkpoint, step
 
 # 12 epochs of 144 steps: long enough to be killed in at any point
 LONG = ("train", "--batch-size", 10, "--epochs", 12, "--lr", 0.005, "--seed", 4)
@@ -200,6 +200,33 @@ def test_a_finished_run_is_left_as_it_is(run, tmp_path):
     assert again.code == 0
     assert "epoch 1/1" not in again.out and "test accuracy" in again.out
     assert (tmp_path / "run/model.pt").read_bytes() == before
+
+
+def test_no_resume_is_for_the_first_start_of_a_run_and_for_each_new_one(tmp_path, monkeypatch):
+    """Whoever starts a run again, its torchrun or its job, can't take the flag back."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    monkeypatch.delenv("ORCHESTRATE_RUN", raising=False)
+    told = {"lr": 0.1}
+    begun.note(tmp_path, told)
+    assert not (tmp_path / begun.NAME).exists() and not begun.before(tmp_path, told)  # nobody starts it again
+    monkeypatch.setenv("ORCHESTRATE_RUN", "one")
+    assert not begun.before(tmp_path, told)
+    begun.note(tmp_path, told)
+    assert begun.before(tmp_path, told)
+    assert not begun.before(tmp_path, {"lr": 0.2})  # the job's next command
+    monkeypatch.setenv("ORCHESTRATE_RUN", "two")
+    assert not begun.before(tmp_path, told)  # another job, in a folder that they share
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "t")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # of a machine whose own processes haven't failed
+    begun.note(tmp_path, told)
+    monkeypatch.delenv("ORCHESTRATE_RUN")
+    assert begun.before(tmp_path, told)
+    begun.over(tmp_path)
+    begun.over(tmp_path)
+    assert not begun.before(tmp_path, told)  # one that is at its end begins anew
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert begun.before(tmp_path, told)
 
 
 def test_no_resume_starts_over(run, tmp_path):

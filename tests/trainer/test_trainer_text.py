@@ -1,8 +1,11 @@
 """Text: how it is cut, by which file it is told apart, and what a language model makes of it."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from browsing import violations
@@ -13,6 +16,8 @@ from trainer import data
 from trainer.config import configure
 from trainer.data import stdlib
 from trainer.errors import BadData
+from trainer.evaluate import open_run
+from trainer.exports import int8, predict
 from trainer.serving import app, model
 
 CPU = torch.device("cpu")
@@ -120,6 +125,57 @@ def test_only_a_language_model_goes_on_with_a_text(digits_run, run):
     outcome = run("generate", "--out", digits_run)
     assert outcome.code == 2
     assert "is for image classification: it tells no text" in outcome.err
+
+
+@pytest.fixture(scope="module")
+def recurrent(squares, tmp_path_factory):
+    """An LSTM that has learnt the same sentence."""
+    from trainer.cli import main
+
+    out = tmp_path_factory.mktemp("recurrent") / "run"
+    arguments = ("--model", "rnn", "--model-options", "width=32", "--epochs", 4, "--lr", 0.02, "--no-resume")
+    assert main(["train", "--config", str(squares / "config.json"), "--out", str(out), *map(str, arguments)]) == 0
+    return out
+
+
+@pytest.mark.parametrize(("of", "whole", "eight"), [
+    ("squares", "MatMul", "MatMulInteger"), ("recurrent", "LSTM", "DynamicQuantizeLSTM"),
+])  # fmt: skip
+def test_in_eight_bits_a_language_model_says_the_same(of, whole, eight, request, run, tmp_path):
+    import onnx
+    import onnxruntime
+
+    folder = request.getfixturevalue(of)
+    done = run("export", "--out", folder, "--folder", tmp_path, "--to", "onnx,int8")
+    assert done.code == 0, done.err
+    assert re.search(r"perplexity \d\.\d{3} \(fp32 \d\.\d{3}\), accuracy .* an example", done.out), done.out
+    assert "NOT within" not in done.out
+    opened, found = open_run(folder, {}), {}
+    inputs, targets = opened.data.test.inputs.numpy(), opened.data.test.targets.numpy().astype(int)
+    for name in ("model.onnx", "model.int8.onnx"):
+        logits = onnxruntime.InferenceSession(tmp_path / name).run(None, {"examples": inputs})[0]
+        given = predict.probabilities(logits)
+        loss = -np.log(np.take_along_axis(given, targets[..., None], -1)).mean()
+        found[name] = (float((logits.argmax(-1) == targets).mean()), float(np.exp(loss)))
+    told = json.loads(run("test", "--out", folder, "--json").out)
+    assert found["model.onnx"] == pytest.approx((told["accuracy"], told["perplexity"]), rel=1e-4)
+    assert told["accuracy"] > 0.8, "it has learnt too little for anything to be lost"
+    facts = json.loads((tmp_path / "model.int8.onnx.json").read_text())["facts"]
+    assert (facts["int8"]["accuracy"], facts["int8"]["perplexity"]) == pytest.approx(found["model.int8.onnx"], rel=1e-3)
+    assert found["model.int8.onnx"][0] >= found["model.onnx"][0] - 0.01
+    assert found["model.int8.onnx"][1] <= 1.01 * found["model.onnx"][1]
+    kinds = [node.op_type for node in onnx.load(tmp_path / "model.int8.onnx").graph.node]
+    assert eight in kinds and whole in [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert (tmp_path / "model.int8.onnx").stat().st_size < 0.6 * (tmp_path / "model.onnx").stat().st_size
+    weights = onnx.load(tmp_path / "model.int8.onnx").graph.initializer
+    assert max(int(np.prod(each.dims)) for each in weights if each.data_type == onnx.TensorProto.FLOAT) < 1024
+
+
+def test_an_int8_whose_perplexity_rises_is_no_good_one():
+    fp32 = int8.Measured(accuracy=0.5, size_bytes=4, ms=1.0, perplexity=3.0)
+    for perplexity, accuracy, good in ((3.02, 0.495, True), (3.04, 0.5, False), (3.0, 0.48, False)):
+        made = int8.Quantised(b"", replace(fp32, accuracy=accuracy, perplexity=perplexity), fp32)
+        assert made.good is good and ("NOT within" in made.in_words()) is not good
 
 
 @pytest.fixture(scope="module")

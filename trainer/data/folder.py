@@ -27,5 +27,5 @@ def _decode(listing: Listing, side: int, say: Say, allocate: Allocate) -> Arrays
     files = listing.train + listing.test
     say(f"decoding {len(files):,} images, once")
     images = allocate((len(files), 3, side, side), np.uint8)
-    decode_into(images, [file.path for file in files], say)
+    decode_into(images, files, say)
     return Arrays(images, listing.labels, listing.classes, len(listing.train))

@@ -50,7 +50,8 @@ WHAT = {
 def bundle(source: Source, checked: Facts, folder: Path, say: Say) -> Path:
     """Write the folder, and a zip of it beside. The model is int8 where that is within a point of fp32.
 
-    `checked` is what was found of the fp32 model on ONNX Runtime. A language model is always fp32.
+    `checked` is what was found of the fp32 model on ONNX Runtime. A language model is always fp32: the same
+    seed draws the same text from it, whoever else is served.
     """
     made, choice = choose(source)
     if made:
@@ -86,7 +87,7 @@ def bundle(source: Source, checked: Facts, folder: Path, say: Say) -> Path:
 def choose(source: Source) -> tuple[int8.Quantised | None, str]:
     """The quantised model, or None for fp32; and why, in words."""
     if source.run.task is LANGUAGE:
-        return None, "fp32, since a language model has no accuracy by which int8 could be compared."
+        return None, "fp32, since in int8 what it says of a text depends on the texts beside it in a batch."
     if not source.real:
         return None, "fp32, since int8 needs the run's data, which isn't here."
     made = int8.quantise(source)

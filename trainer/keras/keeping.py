@@ -1,5 +1,6 @@
 """A run in progress, and what of it is kept: checkpoints at the ends of epochs, from which it goes on."""
 
+import io
 import json
 import math
 import tempfile
@@ -8,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer import files
+import numpy as np
+
+from trainer import begun, data, files, runfiles
 from trainer.cache import Arrays
 from trainer.config import TrainConfig, read_fields
 from trainer.errors import BadOutput, CorruptCheckpoint, OtherRun
+from trainer.keras import asking
 from trainer.metrics import EpochRecord, write_metrics
 from trainer.progress import Progress
 from trainer.stopping import StopSignals
@@ -20,6 +24,10 @@ from trainer.usage import Meter, record_price
 Say = Callable[[str], None]
 
 CHECKPOINT, MODEL = "checkpoint.keras", "model.keras"
+WRITTEN = (
+    *(CHECKPOINT, MODEL, "config.json", "metrics.jsonl", "summary.json"),
+    *(runfiles.FACTS, runfiles.WEIGHTS, runfiles.REPORT, runfiles.ATTACKS, runfiles.MEMBERSHIP),
+)
 SAME = ("framework", "data", "limit", "model", "batch_size", "lr", "momentum", "seed")
 
 
@@ -49,22 +57,45 @@ class Run:
 def prepare(run: Run, say: Say) -> None:
     """The run's folder, brought to where its checkpoint is. Raises OtherRun, CorruptCheckpoint, BadOutput."""
     config = run.config
-    written = [config.out / name for name in (CHECKPOINT, MODEL, "config.json", "metrics.jsonl", "summary.json")]
+    written = [config.out / name for name in WRITTEN]
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         if (config.out / "checkpoint.pt").exists():
             raise OtherRun(f"{config.out} holds a run of PyTorch's", "Give another --out.")
-        if not config.resume:
+        told = config.model_dump(mode="json")
+        if not config.resume and not begun.before(config.out, told):
             for path in written:
                 path.unlink(missing_ok=True)
+            begun.note(config.out, told)
         if (config.out / CHECKPOINT).exists():
             restore(run)
             say(f"resumed from {config.out / CHECKPOINT}: {len(run.records)} of {config.epochs} epochs done")
         files.replace_json(config.out / "config.json", config.model_dump(mode="json"))
+        files.replace_json(config.out / runfiles.FACTS, facts(run))
         write_metrics(config.out, run.records)
         record_price(config.out)
     except OSError as error:
         raise unwritable(config.out, error) from None
+
+
+def facts(run: Run) -> dict[str, object]:
+    """For what data the model is made, as PyTorch's runs say it (runs.Facts): so the model can be made there too."""
+    classes = run.arrays.classes
+    return {
+        "name": run.config.data_name,
+        "classes": classes,
+        "shape": {"task": asking.TASK, "inputs": run.arrays.inputs.shape[1:], "classes": len(classes)},
+        "fingerprint": data.fingerprint(run.arrays),
+    }
+
+
+def keep(run: Run) -> None:
+    """Write the checkpoint, and the weights for PyTorch, as they are after the last epoch. Raises BadOutput."""
+    held, weights = io.BytesIO(), asking.weights_of(run.model)
+    weights["epochs"] = np.array(len(run.records))
+    np.savez(held, **weights)  # type: ignore[arg-type]  # its own switch is of another type
+    write(run.config.out / runfiles.WEIGHTS, held.getvalue())
+    write(run.config.out / CHECKPOINT, saved(run.model))
 
 
 def restore(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""LeNet with Keras' layers: made, taken a step, and tested."""
+"""LeNet with Keras' layers: made, and taken a step."""
 
 import math
 import os
@@ -10,8 +10,6 @@ import numpy as np
 from trainer.cache import Arrays
 from trainer.config import TrainConfig
 from trainer.errors import MissingDevice
-
-TEST_BATCH = 1000
 
 
 def settle(config: TrainConfig) -> str:
@@ -102,15 +100,3 @@ def steps_of(model: Any) -> Callable[[Any, Any], Any]:
 def batch(arrays: Arrays, index: Any) -> tuple[Any, Any]:
     """Images uint8 [N, 32, 32, 3] and labels, as TensorFlow takes them."""
     return np.ascontiguousarray(arrays.inputs[index].transpose(0, 2, 3, 1)), arrays.targets[index]
-
-
-def evaluate(model: Any, arrays: Arrays) -> tuple[float, int, int]:
-    """Mean loss, correct ones and all, of the test split."""
-    total, correct, count = 0.0, 0, len(arrays.targets) - arrays.train_count
-    for start in range(arrays.train_count, len(arrays.targets), TEST_BATCH):
-        images, labels = batch(arrays, slice(start, start + TEST_BATCH))
-        logits = model(images, training=False).numpy().astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        total += float((np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]).sum())
-        correct += int((logits.argmax(axis=1) == labels).sum())
-    return total / count, correct, count

@@ -8,12 +8,12 @@ from dataclasses import asdict
 
 import numpy as np
 
-from trainer import data, files
+from trainer import begun, data, files
 from trainer.config import TrainConfig
 from trainer.errors import BadConfig, Diverged, Stopped
 from trainer.extras import need
-from trainer.keras import lenet
-from trainer.keras.keeping import CHECKPOINT, MODEL, Run, Say, prepare, saved, unwritable, write
+from trainer.keras import asking, lenet
+from trainer.keras.keeping import CHECKPOINT, MODEL, Run, Say, keep, prepare, saved, unwritable, write
 from trainer.metrics import EpochRecord, epoch_line, write_metrics
 from trainer.progress import Progress, Report
 from trainer.stopping import StopSignals
@@ -76,6 +76,8 @@ def train(config: TrainConfig, stop: StopSignals | None = None, say: Say = say_l
     summary = summarise(run, where)
     write(config.out / MODEL, saved(run.model))
     files.replace_json(config.out / "summary.json", summary)
+    begun.over(config.out)
+    write_report(run, say)
     progress.write(report(run, 0, None, "done"))
     correct = f"{summary['test_correct']} of {summary['test_count']}"
     say(f"test accuracy {summary['test_accuracy']:.4f} ({correct})")
@@ -144,14 +146,16 @@ def end_epoch(run: Run, loss: float, seconds: float) -> EpochRecord:
     """Evaluate, keep, and turn to the next epoch. Raises Diverged, BadOutput."""
     config, use = run.config, run.meter.take()
     run.progress.write(report(run, run.batches, seconds, "evaluating", loss))
-    test_loss, correct, count = lenet.evaluate(run.model, run.arrays)
-    if not math.isfinite(test_loss):
-        raise Diverged(f"diverged in epoch {len(run.records) + 1}: test loss is {test_loss}", "Lower --lr.")
+    targets = run.arrays.targets[run.arrays.train_count :]
+    verdicts = asking.judge(asking.logits_of(run.model, run.arrays), targets)
+    found = asking.evaluate(verdicts, targets, len(run.arrays.classes))
+    if not math.isfinite(found.loss):
+        raise Diverged(f"diverged in epoch {len(run.records) + 1}: test loss is {found.loss}", "Lower --lr.")
     record = EpochRecord(
         epoch=len(run.records) + 1,
         train_loss=loss,
-        test_loss=test_loss,
-        test_accuracy=correct / count,
+        test_loss=found.loss,
+        test_accuracy=found.accuracy,
         images_per_s=round(run.train_count / seconds, 1),
         seconds=round(seconds, 3),
         **asdict(use),
@@ -162,7 +166,7 @@ def end_epoch(run: Run, loss: float, seconds: float) -> EpochRecord:
     except OSError as error:
         raise unwritable(config.out, error) from None
     if record.epoch % config.checkpoint_epochs == 0 or record.epoch == config.epochs:
-        write(config.out / CHECKPOINT, saved(run.model))
+        keep(run)
     return record
 
 
@@ -192,6 +196,16 @@ def summarise(run: Run, where: str) -> dict[str, object]:
         "keras": keras.__version__,
         "python": platform.python_version(),
     }
+
+
+def write_report(run: Run, say: Say) -> None:
+    """Write report.html. It tells of what is done and written: without it the run is as good, so nothing ends here."""
+    try:
+        from trainer import report
+
+        report.write(asking.ask(run.model, run.arrays, run.config, len(run.records)))
+    except Exception as error:
+        say(f"note: no report could be made: {error}")
 
 
 def report(run: Run, step: int, seconds: float | None, phase: str, loss: float | None = None) -> Report:

@@ -1,23 +1,21 @@
 """One page about a run, report.html: how it went, what it knows, where it errs, how to repeat it.
 
-The page is one file that fetches nothing and runs nothing: it opens from a mail, on paper, in ten years.
+The page is one file that fetches nothing and runs nothing: it opens from a mail, on paper, in ten years. It is made of
+numpy's arrays: `asking` asks a model on PyTorch, `trainer.keras` one on Keras, and no other file here needs either.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 
 from trainer import files
 from trainer.errors import BadOutput
-from trainer.evaluate import OpenRun, open_run
 from trainer.report import answers, charts, facts
 from trainer.report.charts import Series
 from trainer.report.found import Found, duration, figure, percent, times
 from trainer.report.markup import Html, element, join, table
-
-NAME = "report.html"
+from trainer.runfiles import REPORT
 
 CURVES = {  # what else an epoch may have on record: its title
     "images_per_s": "Speed",
@@ -30,17 +28,10 @@ CURVES = {  # what else an epoch may have on record: its title
 DRAWN = ("epoch", "train_loss", "test_loss", "test_accuracy", "seconds", "cpu_cores", "memory_gib")
 
 
-def report_run(out: Path, moved: Mapping[str, object], say: Callable[[str], None]) -> Path:
-    """Make a run's report anew, from its folder and its data. Raises BadRun, BadData, BadOutput."""
-    run = open_run(out, moved)
-    say(f"weights {run.weights}")
-    return write(run)
-
-
-def write(run: OpenRun) -> Path:
+def write(found: Found) -> Path:
     """Make the report of a run, in its folder. Raises BadOutput."""
-    path = run.config.out / NAME
-    page = make(run)
+    path = found.config.out / REPORT
+    page = make(found)
     try:
         files.replace_text(path, page)
     except OSError as error:
@@ -48,10 +39,9 @@ def write(run: OpenRun) -> Path:
     return path
 
 
-def make(run: OpenRun) -> str:
+def make(found: Found) -> str:
     """The page."""
-    found = Found.of(run)
-    title = f"{run.data.name} · {run.config.model}"
+    title = f"{found.data_name} · {found.config.model}"
     parts = [
         _head(found, title),
         _section("How it went", _curves(found)),
@@ -67,7 +57,7 @@ def make(run: OpenRun) -> str:
     ]
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     foot = element(
-        "footer", f"Made {made} from {run.config.out.absolute().name}. One file: it fetches nothing and runs nothing."
+        "footer", f"Made {made} from {found.config.out.absolute().name}. One file: it fetches nothing and runs nothing."
     )
     style = package_files("trainer.report").joinpath("page.css").read_text(encoding="utf-8")
     # no script can run and nothing can be fetched, whatever got into the page
@@ -92,7 +82,7 @@ def _section(title: str, *parts: Html) -> Html | None:
 
 
 def _head(found: Found, title: str) -> Html:
-    run, summary = found.run, found.summary
+    config, summary = found.config, found.summary
     epochs = len(found.records) or found.summary.get("epochs", 0)
     seconds = summary.get("seconds") or sum(record.get("seconds", 0.0) for record in found.records)
     tiles: list[tuple[str, str]] = []
@@ -101,7 +91,7 @@ def _head(found: Found, title: str) -> Html:
         correct, count = found.evaluation.correct, found.evaluation.count
         low, high = interval(correct, count)
         lead = (
-            f"{percent(correct / count)} of {count:,} test {run.data.task.units} are recognised "
+            f"{percent(correct / count)} of {count:,} test {found.units} are recognised "
             f"(between {percent(low)} and {percent(high)} with 95\u00a0% confidence), after {times(epochs, 'epoch')}"
         )
         tiles.append(("test accuracy", percent(correct / count)))
@@ -112,14 +102,14 @@ def _head(found: Found, title: str) -> Html:
         )
         tiles.append(("perplexity", f"{perplexity:.2f}"))
     lead += f" in {duration(seconds)}" if seconds else ""
-    chosen = run.weights.epochs
+    chosen = found.epochs
     lead += f", with the weights after epoch {chosen}, its best." if chosen and chosen != epochs else "."
     tiles += [
         ("test loss", f"{loss:.3f}"),
-        ("epochs", f"{epochs} of {run.config.epochs}" if epochs != run.config.epochs else str(epochs)),
-        (f"{run.data.task.units} / s", f"{summary['images_per_s']:,.0f}" if summary.get("images_per_s") else ""),
+        ("epochs", f"{epochs} of {config.epochs}" if epochs != config.epochs else str(epochs)),
+        (f"{found.units} / s", f"{summary['images_per_s']:,.0f}" if summary.get("images_per_s") else ""),
         ("training time", duration(seconds) if seconds else ""),
-        ("parameters", f"{sum(p.numel() for p in run.model.parameters()):,}"),
+        ("parameters", f"{found.parameters:,}"),
     ]
     held = [element("div", element("dt", name), element("dd", told)) for name, told in tiles if told]
     return element(
@@ -153,7 +143,7 @@ def _curves(found: Found) -> Html:
     others = dict.fromkeys(name for record in records for name in record if name not in DRAWN)
     for name in others:
         title = CURVES.get(name, name.replace("_", " ").capitalize())
-        title = f"{found.run.data.task.units.capitalize()} per second" if name == "images_per_s" else title
+        title = f"{found.units.capitalize()} per second" if name == "images_per_s" else title
         series, from_zero = [Series(title, line(name), 3)], name == "images_per_s"
         held.append(charts.lines(title, series, from_zero=from_zero, percent=name == "gpu_use"))
     if not any(held):

@@ -4,19 +4,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from trainer import explain, passages, pictures
-from trainer.evaluate import OpenRun
+from trainer import passages, pictures
+from trainer.evaluation import Array
 from trainer.report import charts
-from trainer.report.found import Found, percent, share
+from trainer.report.found import Example, Found, percent, share
 from trainer.report.markup import Html, element, image, join, table
-from trainer.tasks import IMAGES, TEXT
-from trainer.verdicts import Verdicts, judge
 
 MATRIX_CLASSES = 20  # with more the confusion matrix is a picture
-RIGHT, WRONG = 8, 12  # samples of each
 THUMBNAIL = 128  # pixels: a page of large images stays small
 
 
@@ -25,20 +20,20 @@ def classes(found: Found) -> Html:
     if found.confusion is None:
         return Html()
     rows: list[list[object]] = []
-    for at, name in enumerate(found.run.data.classes):
+    for at, name in enumerate(found.classes):
         row, called = found.confusion[at], int(found.confusion[:, at].sum())
         right, whole = int(row[at]), int(row.sum())
-        others = row.clone()
+        others = row.copy()
         others[at] = 0
         most = int(others.argmax())
-        confused = f"{found.run.data.classes[most]} ({int(others[most])})" if int(others[most]) else "–"
+        confused = f"{found.classes[most]} ({int(others[most])})" if int(others[most]) else "–"
         f1 = 2 * right / (whole + called) if whole + called else math.nan
         rows.append(
             [name, f"{whole:,}", percent(share(right, whole)), percent(share(right, called)), f"{f1:.3f}", confused]
         )
         if math.isnan(f1):
             rows[-1][4] = "–"
-    heads: list[object] = ["class", found.run.data.task.units, "found", "precision", "F1", "most taken for"]
+    heads: list[object] = ["class", found.units, "found", "precision", "F1", "most taken for"]
     caption = "Found: of those that are of the class. Precision: of those that were taken for it."
     return table(caption, heads, rows, numbers=(1, 2, 3, 4))
 
@@ -47,11 +42,11 @@ def confusion(found: Found) -> Html:
     """The confusion matrix, and what is confused most often."""
     if found.confusion is None:
         return Html()
-    classes = found.run.data.classes
+    classes = found.classes
     held = [_matrix(found.confusion, classes) if len(classes) <= MATRIX_CLASSES else _map(found.confusion)]
-    off = found.confusion.clone()
-    off.fill_diagonal_(0)
-    order = off.flatten().argsort(descending=True, stable=True)[:10].tolist()
+    off = found.confusion.copy()
+    np.fill_diagonal(off, 0)
+    order = (-off.ravel()).argsort(kind="stable")[:10].tolist()
     pairs: list[list[object]] = []
     for place in order:
         true, taken = divmod(place, len(classes))
@@ -67,7 +62,7 @@ def confusion(found: Found) -> Html:
     return element("div", held, class_="beside")
 
 
-def _matrix(confusion: Tensor, classes: Sequence[str]) -> Html:
+def _matrix(confusion: Array, classes: Sequence[str]) -> Html:
     rows: list[list[object]] = []
     for at, name in enumerate(classes):
         whole = max(1, int(confusion[at].sum()))
@@ -85,13 +80,13 @@ def _matrix(confusion: Tensor, classes: Sequence[str]) -> Html:
     return table(caption, [element("span", "is"), *map(str, range(len(classes)))], rows, class_="matrix")
 
 
-def _map(confusion: Tensor) -> Html:
+def _map(confusion: Array) -> Html:
     """A matrix of many classes as a picture: a pixel a cell, brighter for more of its row."""
-    shares = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).sqrt().numpy()[..., None]
+    shares = np.sqrt(confusion / confusion.sum(1, keepdims=True).clip(min=1))[..., None]
     diagonal = np.eye(len(confusion))[..., None] > 0
     light = np.where(diagonal, np.array((80, 210, 140)), np.array((255, 150, 50)))
     png = pictures.png((np.array((16, 20, 26)) * (1 - shares) + light * shares).astype(np.uint8))
-    diagonal_share = float(confusion.diagonal().sum()) / max(1, int(confusion.sum()))
+    diagonal_share = int(confusion.trace()) / max(1, int(confusion.sum()))
     alt = (
         f"The confusion matrix of {len(confusion)} classes as a picture: {percent(diagonal_share)} lie on its diagonal."
     )
@@ -114,7 +109,7 @@ def calibration(found: Found) -> Html:
         f"On average it is {percent(mean)} sure and {percent(right)} right: {way}. "
         f"The expected calibration error is {error:.3f}; at 0 it would be right as often as it says."
     )
-    heads = ["how sure", "right", found.run.data.task.units]
+    heads = ["how sure", "right", found.units]
     rows: list[list[object]] = [[percent(each.confidence), percent(each.accuracy), f"{each.count:,}"] for each in bins]
     figures = table("By how sure it was", heads, rows, numbers=(0, 1, 2), row_heads=False)
     note = "Dots on the line are right as often as the model says; larger ones stand for more."
@@ -130,58 +125,45 @@ def calibration(found: Found) -> Html:
 
 def samples(found: Found) -> Html:
     """The worst mistakes and some that are right, each with what its answer hangs on."""
-    if found.confusion is None:
+    if not found.examples:
         return Html()
-    run, verdicts = found.run, judge(found.run.model, found.run.data, found.run.data.test)
-    right = (verdicts.predicted == run.data.test.targets.cpu()).nonzero()[:, 0]
-    drawn = right[torch.randperm(len(right), generator=torch.Generator().manual_seed(0))[:RIGHT]].tolist()
-    wrong = explain.worst(verdicts, run.data, WRONG)
     parts = []
-    if run.data.task in (IMAGES, TEXT):
+    if found.examples[0].heat is not None:
         lit = "Beside each its explanation: the brighter, the more its answer hangs on that pixel."
-        if run.data.task == TEXT:
+        if found.examples[0].stored.ndim == 1:
             lit = "The stronger a word is marked, the more the answer hangs on it."
         parts.append(element("p", lit, class_="note"))
-    for title, chosen in (("The worst mistakes", wrong), ("Some that are right", drawn)):
-        if chosen:
-            held = element("ul", _examples(run, verdicts, chosen), class_="samples")
+    for title, right in (("The worst mistakes", False), ("Some that are right", True)):
+        if chosen := [each for each in found.examples if (each.true == each.taken_for) is right]:
+            held = element("ul", [_example(found.classes, each) for each in chosen], class_="samples")
             parts += [element("h3", title), held]
     return join(parts)
 
 
-def _examples(run: OpenRun, verdicts: Verdicts, chosen: list[int]) -> list[Html]:
-    classes, targets = run.data.classes, run.data.test.targets
-    stored, heats = run.data.test.inputs[chosen], list[explain.Heat]()
-    if run.data.task in (IMAGES, TEXT):
-        heats = explain.heats(run.model, run.data, "saliency", chosen, verdicts.predicted[chosen])
-    held = []
-    for at, index in enumerate(chosen):
-        true, taken_for = classes[int(targets[index])], classes[int(verdicts.predicted[index])]
-        wrong = true != taken_for
-        verdict = join(element("strong", taken_for), f", {percent(float(verdicts.confidences[index]), 0)} sure")
-        lines = [element("p", "taken for " if wrong else "", verdict)]
-        if wrong:
-            lines.append(element("p", "is ", element("strong", true)))
-        shown = Html()
-        if run.data.task == IMAGES:
-            heat = heats[at].values
-            where, part = pictures.region(heat)
-            alt = f"Test image {index}, which is {true}"
-            seen = f"What the answer {taken_for} hangs on: {percent(part, 0)} of it at {where}"
-            plain, lit = (
-                pictures.png(each, THUMBNAIL) for each in (pictures.colour(stored[at]), pictures.lit(stored[at], heat))
-            )
-            shown = element("div", image(plain, alt), image(lit, seen), class_="pair")
-            lines.append(element("p", f"most at {where} ({percent(part, 0)})", class_="note"))
-        elif run.data.task == TEXT:
-            shown = _passage(stored[at], heats[at].values)
-        else:
-            lines.append(element("p", f"test example {index}", class_="note"))
-        held.append(element("li", shown, lines))
-    return held
+def _example(classes: Sequence[str], held: Example) -> Html:
+    true, taken_for, heat = classes[held.true], classes[held.taken_for], held.heat
+    wrong = held.true != held.taken_for
+    verdict = join(element("strong", taken_for), f", {percent(held.confidence, 0)} sure")
+    lines = [element("p", "taken for " if wrong else "", verdict)]
+    if wrong:
+        lines.append(element("p", "is ", element("strong", true)))
+    shown = Html()
+    if heat is None:
+        lines.append(element("p", f"test example {held.index}", class_="note"))
+    elif held.stored.ndim == 1:
+        shown = _passage(held.stored, heat)
+    else:
+        where, part = pictures.region(heat)
+        alt = f"Test image {held.index}, which is {true}"
+        seen = f"What the answer {taken_for} hangs on: {percent(part, 0)} of it at {where}"
+        plain = pictures.png(pictures.colour(held.stored), THUMBNAIL)
+        lit = pictures.png(pictures.lit(held.stored, heat), THUMBNAIL)
+        shown = element("div", image(plain, alt), image(lit, seen), class_="pair")
+        lines.append(element("p", f"most at {where} ({percent(part, 0)})", class_="note"))
+    return element("li", shown, lines)
 
 
-def _passage(stored: Tensor, heat: Tensor) -> Html:
+def _passage(stored: Array, heat: Array) -> Html:
     """The start of a text, its words marked by how much hangs on them."""
     held, length = passages.parts(stored, heat), 0
     most, marked = max((weight for _, weight in held), default=0.0) or 1.0, list[object]()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from trainer.evaluate import Bin
+from trainer.evaluation import Bin
 from trainer.report.markup import Html, element
 
 WIDTH, HEIGHT = 460, 250

@@ -6,21 +6,20 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from trainer import membership, robustness
 from trainer.report.found import Found, figure, percent, read_json
 from trainer.report.markup import Html, element, join, table
-from trainer.runs import FACTS
+from trainer.runfiles import ATTACKS, FACTS, MEMBERSHIP
 from trainer.usage import PRICE
-from trainer.verdicts import fingerprint
 
+FRAMEWORKS = ("torch", "torchvision", "tensorflow", "keras")
 # In this order, then whatever else summary.json has that isn't told elsewhere on the page.
-KNOWN = ("device", "threads", "torch", "torchvision", "python", "seconds", "images_per_s")
+KNOWN = ("device", "threads", *FRAMEWORKS, "python", "seconds", "images_per_s")
 ELSEWHERE = ("test_accuracy", "test_correct", "classes", "privacy", "data", "model", "epochs", "seed", "parameters")
 
 
 def attacks(found: Found) -> Html:
     """The accuracy under attack, where `python -m trainer attack` was run on these weights."""
-    told = _of_these_weights(found, found.run.config.out / robustness.RESULT)
+    told = _of_these_weights(found, found.config.out / ATTACKS)
     if not told:
         return Html()
     rows: list[list[object]] = [["none", percent(told["clean"]["accuracy"])]]
@@ -32,7 +31,7 @@ def attacks(found: Found) -> Html:
 
 def given_away(found: Found) -> Html:
     """What the weights betray: the bound of a private training, and what `python -m trainer membership` measured."""
-    spent, told = found.summary.get("privacy"), _of_these_weights(found, found.run.config.out / membership.RESULT)
+    spent, told = found.summary.get("privacy"), _of_these_weights(found, found.config.out / MEMBERSHIP)
     parts = []
     if spent:
         text = (
@@ -54,7 +53,7 @@ def given_away(found: Found) -> Html:
 
 def cost(found: Found) -> Html:
     """What the steps cost, where the folder says what an hour does: no price, no figure."""
-    price, seconds = read_json(found.run.config.out / PRICE), found.summary.get("seconds")
+    price, seconds = read_json(found.config.out / PRICE), found.summary.get("seconds")
     if not seconds or not isinstance(price.get("per_hour"), (int, float)) or "currency" not in price:
         return Html()
     amount = price["per_hour"] * seconds / 3600
@@ -102,8 +101,8 @@ def _used(found: Found) -> list[tuple[str, str]]:
 
 def repeat(found: Found) -> Html:
     """The commands that make the run again, the data's fingerprint, and every option."""
-    config, told = found.run.config, read_json(found.run.config.out / FACTS).get("fingerprint")
-    versions = {name: str(found.summary.get(name) or "").partition("+")[0] for name in ("torch", "torchvision")}
+    config, told = found.config, read_json(found.config.out / FACTS).get("fingerprint")
+    versions = {name: str(found.summary.get(name) or "").partition("+")[0] for name in FRAMEWORKS}
     pins = [f"{name}=={version}" for name, version in versions.items() if version]
     commands = [f"pip install {' '.join(pins)}"] if pins else []
     commands.append(f"python -m trainer train --config {shlex.quote(str(config.out / 'config.json'))} --out again")
@@ -125,4 +124,4 @@ def repeat(found: Found) -> Html:
 def _of_these_weights(found: Found, path: Path) -> dict[str, Any]:
     """What another command wrote, unless the run has gone on since."""
     told = read_json(path)
-    return told if told.get("weights") == fingerprint(found.run.model) else {}
+    return told if told.get("weights") == found.fingerprint else {}

@@ -2,37 +2,84 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from trainer.evaluate import Evaluation, OpenRun, evaluate
+from trainer.config import TrainConfig
+from trainer.evaluation import Array, Evaluation, Verdicts, worst
+
+RIGHT, WRONG = 8, 12  # examples of each
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test example, as it is stored, with what it was taken for, and what that answer hangs on where it is known."""
+
+    index: int
+    true: int
+    taken_for: int
+    confidence: float
+    stored: Array
+    heat: Array | None
 
 
 @dataclass(frozen=True)
 class Found:
-    """A run, its files, and what its model says of the test split."""
+    """A run and what its model says of the test split. What is missing in the folder is missing on the page.
 
-    run: OpenRun
-    records: list[dict[str, Any]]
-    summary: dict[str, Any]
+    Whoever has the model asks it, by whatever framework: from here on there are figures and pictures only.
+    """
+
+    config: TrainConfig
+    data_name: str
+    task: str  # its name
+    units: str  # "images"
+    classes: tuple[str, ...]
+    parameters: int
+    fingerprint: str  # of the weights
+    epochs: int | None  # after which the weights are so, where that is known
     evaluation: Evaluation
-    confusion: Tensor | None  # [true, predicted], where there are classes
+    examples: tuple[Example, ...]
 
-    @classmethod
-    def of(cls, run: OpenRun) -> "Found":
-        """Read and asked; what is missing in the folder is missing on the page."""
-        out, evaluation = run.config.out, evaluate(run.model, run.data)
-        return cls(
-            run=run,
-            records=read_json_lines(out / "metrics.jsonl"),
-            summary=read_json(out / "summary.json"),
-            evaluation=evaluation,
-            confusion=torch.tensor(evaluation.confusion) if evaluation.confusion else None,
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """The run's epochs."""
+        return read_json_lines(self.config.out / "metrics.jsonl")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What came of the run."""
+        return read_json(self.config.out / "summary.json")
+
+    @cached_property
+    def confusion(self) -> Array | None:
+        """[true, predicted], where there are classes."""
+        return np.array(self.evaluation.confusion) if self.evaluation.confusion else None
+
+
+def choose(
+    verdicts: Verdicts, targets: Array, look: Callable[[list[int]], tuple[Array, list[Array] | None]]
+) -> tuple[Example, ...]:
+    """The worst mistakes, then some that are right. `look` gives examples as they are stored, and their heats."""
+    right = np.flatnonzero(verdicts.predicted == targets)
+    chosen = worst(verdicts, targets, WRONG) + np.random.default_rng(0).permutation(right)[:RIGHT].tolist()
+    stored, heats = look(chosen)
+    return tuple(
+        Example(
+            index=index,
+            true=int(targets[index]),
+            taken_for=int(verdicts.predicted[index]),
+            confidence=float(verdicts.confidences[index]),
+            stored=stored[at],
+            heat=heats[at] if heats is not None else None,
         )
+        for at, index in enumerate(chosen)
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
