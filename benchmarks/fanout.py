@@ -3,11 +3,17 @@
 The machines are one real OpenSSH server on 127.0.0.1 under as many names; every contender is a program that starts,
 connects to all of them, does it, and ends. The rounds are interleaved, and who begins changes; one round more than
 asked is made, and the first isn't counted. Each does all hosts at once, as far as it can be told to. In Ansible's
-favour `true` is run by its `raw` module, which needs no Python there.
+favour `true` is run by its `raw` module, which needs no Python there. Everybody finds what Python has compiled before.
 
-    ours    `Fleet.each` and the push that `orchestrate run` makes; the memory is what a host more costs its process
+    ours    `Fleet.each` and the push that `orchestrate run` makes, on machines where `up` has been: the agent is known
+            there, the files are not; the memory is what a host more costs its process
+    ssh     OpenSSH's own client, a process a host, all at once; the file through its stdin to `cat`
 
 The others are installed into an environment of their own that is kept in --cache.
+
+Servers and contenders share this computer's CPUs, so whoever did nothing but wait for the servers would still take the
+servers' CPU seconds: that is the floor. On Linux the CPU seconds of both sides are shown, and beside each goal by how
+much a peer's, both sides together, exceed that floor: the most that anybody could reach here.
 
     python benchmarks/fanout.py [--rounds 3] [--hosts 16,64] [--without ansible] [--sshd /usr/sbin/sshd]
 """
@@ -17,6 +23,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
+import shlex
 import shutil
 import signal
 import statistics
@@ -24,17 +32,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from overhead import MARK, Broken, Sshd, expect, judge, run
+from overhead import MARK, REPOSITORY, Broken, Sshd, expect, judge, run
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from infra import processes
+from infra import processes  # the repository is on the path since `overhead` is imported
 
 PEERS = ("ansible-core==2.19.14", "pyinfra==3.10.0", "fabric==3.2.3")
 TIMES, MOST_MIB = 3.0, 3.0  # the goals
 WHATS = ("true", "1 MB")
+PROC = Path("/proc/self/stat")
+SERVERS: set[int] = set()  # their pids
+SETTLE_S = 5.0  # Ansible's ssh masters stay for a second
 
 
 class Farm:
@@ -48,6 +58,8 @@ class Farm:
     def start(self) -> None:
         """The server runs, the files are made."""
         self.sshd.start()
+        if self.sshd.server is not None:
+            SERVERS.add(self.sshd.server.pid)
         self.there.mkdir()
         for number in range(self.count):
             file = self.folder / "files" / f"h{number}" / "file"
@@ -55,16 +67,58 @@ class Farm:
             file.write_bytes(os.urandom(10**6))
 
     def clear(self) -> None:
-        """Nothing has been sent."""
-        shutil.rmtree(self.sshd.home / ".orchestrate", ignore_errors=True)
+        """Nothing has been sent. Our agent stays."""
+        for sent in ("blobs", "trees", "manifests"):
+            shutil.rmtree(self.sshd.home / ".orchestrate" / sent, ignore_errors=True)
         shutil.rmtree(self.there, ignore_errors=True)
         self.there.mkdir()
 
+    def cpu(self) -> float:
+        """The CPU seconds of the server so far, with those of its processes that have ended."""
+        if self.sshd.server is None or not PROC.exists():
+            return 0.0
+        fields = Path(f"/proc/{self.sshd.server.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+    def settle(self) -> tuple[float, float]:
+        """Waits for what a contender has left running. Returns its CPU seconds, and those of the machines' processes.
+
+        Of these processes nobody else is the parent any more, since sshd doesn't wait for a session's.
+        """
+        own, machines, end = 0.0, 0.0, time.monotonic() + SETTLE_S
+        while time.monotonic() < end:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # a server is our child, too
+            if ended and PROC.exists():
+                name = Path(f"/proc/{ended.si_pid}/comm").read_text().strip()
+                seconds = cpu_of(os.wait4(ended.si_pid, 0)[2])
+                own, machines = (own + seconds, machines) if name == "ssh" else (own, machines + seconds)
+            elif not [one for one in processes.of_machine(MARK) if one.pid not in SERVERS]:
+                break
+            else:
+                time.sleep(0.02)
+        return own, machines
+
+
+def cpu_of(usage: resource.struct_rusage) -> float:
+    """All its CPU seconds."""
+    return usage.ru_utime + usage.ru_stime
+
+
+@dataclass(frozen=True)
+class Took:
+    """What one run of a contender took. CPU seconds are of all its processes, and of all that ran on the machines."""
+
+    seconds: float
+    mib: float
+    own_cpu: float
+    machines_cpu: float
+
 
 class Ours:
-    """This project's: the program is this file, with --child."""
+    """This project's."""
 
     name = "ours"
+    judged = False  # by the goal
     environment: Path  # of the peers, set by `install`
 
     def __init__(self, farm: Farm) -> None:
@@ -85,28 +139,51 @@ class Ours:
         row = ("127.0.0.1", sshd.port, sshd.user, key, "", "", 0.0, "CNY", time.time(), None)
         store.add_machines(session, [MachineRow(f"m{node}", *row, node=node) for node in range(count)])
         shutil.copy(sshd.key, session.folder / CLIENT_KEY)
+        (self.folder / "fan.py").write_text(f"""\
+import sys
+from pathlib import Path
+
+from orchestrator.fleet import Fleet
+from orchestrator.store import Store
+
+def do(node, host):
+    if sys.argv[1] == "true":
+        host.run(["true"])
+    else:
+        from orchestrator import sync, worktree
+
+        with host.agent() as wire:
+            sync.push(wire, worktree.read_tree(Path({str(self.farm.folder / "files")!r}) / f"h{{node}}", ["file"]))
+
+with Fleet(Store(Path({str(self.folder)!r})).pick("farm")) as fleet:
+    fleet.each(do)
+""")
 
     def argv(self, what: str) -> list[str]:
         """The program to run."""
-        return [sys.executable, str(Path(__file__).resolve()), "--child", str(self.folder), what]
+        return [sys.executable, "fan.py", what]
 
     def env(self) -> dict[str, str]:
         """Further variables of its environment."""
-        return {}
+        return {"PYTHONPATH": str(REPOSITORY)}
 
-    def run(self, what: str) -> tuple[float, float]:
-        """Runs it; returns its seconds and its memory at most, in MiB. Raises Broken."""
+    def run(self, what: str) -> Took:
+        """Runs it, and waits until nothing of it runs any more. Raises Broken."""
         said = (self.folder / "said").open("w+")
-        started = time.monotonic()
+        usual = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        cache = {"PYTHONPYCACHEPREFIX": str(self.farm.folder / "pycache")}
+        before, started = self.farm.cpu(), time.monotonic()
         process = subprocess.Popen(
             self.argv(what), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-            env={**os.environ, processes.MARKER: MARK, **self.env()},
+            env={**usual, **cache, processes.MARKER: MARK, **self.env()},
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - started
         said.seek(0)
         expect(os.waitstatus_to_exitcode(status) == 0, f"{self.name}, {what}: {said.read()[-2000:]}")
-        return seconds, usage.ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
+        own, machines = self.farm.settle()
+        mib = usage.ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
+        return Took(seconds, mib, cpu_of(usage) + own, self.farm.cpu() - before + machines)
 
     def arrived(self) -> int:
         """How many files are there."""
@@ -115,6 +192,11 @@ class Ours:
 
 class Peer(Ours):
     """Whoever puts the files into one folder."""
+
+    judged = True
+
+    def env(self) -> dict[str, str]:
+        return {}
 
     def arrived(self) -> int:
         return len(list(self.farm.there.iterdir()))
@@ -205,20 +287,23 @@ with ThreadPoolExecutor({self.farm.count}) as pool:
         return [self.program("python"), "fan.py", what]
 
 
-def child(folder: Path, what: str) -> None:
-    """Our program."""
-    from orchestrator import sync
-    from orchestrator.fleet import Fleet
-    from orchestrator.ssh import Host
-    from orchestrator.store import Store
+class Ssh(Peer):
+    """OpenSSH's own client; a key exchange that costs a fifth of its default, and is ours."""
 
-    def push(node: int, host: Host) -> None:
-        tree = sync.read_tree(folder.parent / "files" / f"h{node}", ["file"])
-        with host.agent() as wire:
-            sync.push(wire, tree)
+    name, judged = "ssh", False
 
-    with Fleet(Store(folder).pick("farm")) as fleet:
-        fleet.each((lambda node, host: host.run(["true"])) if what == "true" else push)
+    def prepare(self) -> None:
+        sshd, folder = self.farm.sshd, self.farm.folder
+        command = shlex.join([*sshd.ssh, "-o", "KexAlgorithms=curve25519-sha256", f"{sshd.user}@127.0.0.1"])
+        nodes = range(self.farm.count)
+        for what, lines in {
+            "true": [f"{command} true </dev/null &" for _ in nodes],
+            "1 MB": [f"{command} 'cat >{self.farm.there}/h{n}' <{folder}/files/h{n}/file &" for n in nodes],
+        }.items():
+            (self.folder / what).write_text("\n".join([*lines, "wait"]))
+
+    def argv(self, what: str) -> list[str]:
+        return ["sh", what]
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -239,7 +324,7 @@ def install(cache: Path) -> str:
     return ""
 
 
-Times = dict[tuple[str, str], list[tuple[float, float]]]  # seconds and MiB by contender and what
+Times = dict[tuple[str, str], list[Took]]  # by contender and what
 
 
 def rounds(farm: Farm, kinds: list[type[Ours]], count: int) -> Times:
@@ -259,20 +344,29 @@ def rounds(farm: Farm, kinds: list[type[Ours]], count: int) -> Times:
     return found
 
 
-def show(found: Times, hosts: int, alone: float) -> None:
+def show(found: Times, kinds: list[type[Ours]], hosts: int, alone: float) -> None:
     """Medians, then the goals: by how much each peer is slower in the same round."""
-    ours = {what: [seconds for seconds, _ in found["ours", what]] for what in WHATS}
     print(f"\n{hosts} hosts: median seconds, and the median ratio to ours in the same round")
-    for name in dict.fromkeys(name for name, _ in found):
+    print("CPU: median seconds of the contender and of the machines; ms a host")
+    print(f"{'':8}" + "".join(f" {what:>6}{'':>14} own  there  a host  " for what in WHATS))
+    verdicts = []
+    for kind in kinds:
         cells = []
         for what in WHATS:
-            took = [seconds for seconds, _ in found[name, what]]
-            ratio = statistics.median(theirs / own for theirs, own in zip(took, ours[what], strict=True))
-            cells.append(f"{what} {statistics.median(took):7.2f} s {ratio:6.2f} x")
-            if name != "ours":
-                judge(f"{name}, {what}: {TIMES:.0f} x our time or more", f"{ratio:.1f} x", ratio >= TIMES)
-        print(f"{name:8} " + "   ".join(cells))
-    memory = statistics.median(mib for _, mib in found["ours", "1 MB"])
+            took, ours = found[kind.name, what], found["ours", what]
+            seconds, own, there = (
+                statistics.median(getattr(one, name) for one in took) for name in ("seconds", "own_cpu", "machines_cpu")
+            )
+            ratio = statistics.median(a.seconds / b.seconds for a, b in zip(took, ours, strict=True))
+            each = (own + there) / hosts * 1000
+            cells.append(f"{seconds:7.2f} s {ratio:6.2f} x {own:6.2f} {there:6.2f} {each:7.0f}  ")
+            floor = statistics.median(one.machines_cpu for one in found[Ssh.name, what])
+            limit = f" (at most {(own + there) / floor:.1f} x is to be had here)" if floor else ""
+            verdicts += [(f"{kind.name}, {what}", ratio, limit)] if kind.judged else []
+        print(f"{kind.name:8}" + "".join(cells))
+    for label, ratio, limit in verdicts:
+        judge(f"{label}: {TIMES:.0f} x our time or more", f"{ratio:.1f} x{limit}", ratio >= TIMES)
+    memory = statistics.median(one.mib for one in found["ours", "1 MB"])
     each = (memory - alone) / (hosts - 1)
     judge(f"memory: under {MOST_MIB:.0f} MiB a host", f"{each:.2f} MiB ({memory:.0f} in all)", each < MOST_MIB)
     print(flush=True)
@@ -280,9 +374,6 @@ def show(found: Times, hosts: int, alone: float) -> None:
 
 def main() -> int:
     """Returns 0 where all rounds were made, whatever they say."""
-    if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), sys.argv[3])
-        return 0
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hosts", default="16,64")
@@ -298,6 +389,7 @@ def main() -> int:
         print(f"without the others: {without}")
         peers = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left of what runs
+    processes.become_subreaper()
     print(f"{platform.platform()}, load {os.getloadavg()[0]:.1f}", flush=True)
     try:
         for count in (int(word) for word in options.hosts.split(",")):
@@ -308,8 +400,9 @@ def main() -> int:
                     each.folder.mkdir()
                     each.start()
                 try:
-                    _, one_host = Ours(alone).run("1 MB")
-                    show(rounds(farm, [Ours, *peers], options.rounds), count, one_host)
+                    kinds = [Ours, Ssh, *peers]
+                    one_host = Ours(alone).run("1 MB").mib
+                    show(rounds(farm, kinds, options.rounds), kinds, count, one_host)
                 finally:
                     alone.sshd.end()
                     farm.sshd.end()

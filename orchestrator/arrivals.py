@@ -11,6 +11,7 @@ import ctypes
 import errno
 import hashlib
 import os
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,8 +19,20 @@ from orchestrator.errors import Refused, TransferIncomplete
 
 ASIDE = ".orchestrate-partial"  # in the results folder; it goes when nothing is in it
 RESUMED = 1 << 20  # from this size on, half a file is kept for the next pull
-AT_ONCE = 100  # files and folders that are open until they are synced together; 256 may be a process's limit
+AT_ONCE = 1000  # files that are synced together
+OPEN = 100  # folders that are open until then; 256 may be a process's limit
 PATH_MAX = 4096  # bytes; longer ones can be made, from folder to folder, and hardly be removed
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A file that has come, is what it is to be, and lies aside; `into` is the open folder of its place."""
+
+    own_name: str
+    into: int
+    name: str
+    path: str
+    sha256: str
 
 
 class Arrivals:
@@ -27,7 +40,7 @@ class Arrivals:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.whole: list[Partial] = []
+        self.whole: list[Whole] = []
         self.folders: dict[tuple[str, ...], int] = {}
         self.settled: dict[str, str] = {}  # digests by path: in their places, and on the disk
         self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -46,8 +59,8 @@ class Arrivals:
         try:
             self.settle()
         finally:
-            for partial in self.whole:
-                partial.drop()
+            for whole in self.whole:
+                os.unlink(whole.own_name, dir_fd=self.aside)
             for descriptor in (*self.folders.values(), self.aside):
                 os.close(descriptor)
             with contextlib.suppress(OSError):  # there is something in it for the next pull
@@ -70,9 +83,34 @@ class Arrivals:
 
         Raises Refused where a link is in the way.
         """
+        into, name = self.place(path)
+        own_name = aside_name(path, digest) if limit >= RESUMED else self.small_name()
+        return Partial(self.aside, into, name, path, own_name, limit, offset)
+
+    def take(self, path: str, sha256: str, content: memoryview) -> None:
+        """A small file whose content is all here, and checked. Raises Refused, OSError."""
+        into, name = self.place(path)
+        own_name = self.small_name()
+        file = os.open(own_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666, dir_fd=self.aside)
+        try:
+            while content:
+                content = content[os.write(file, content) :]
+        except OSError:
+            os.unlink(own_name, dir_fd=self.aside)
+            raise
+        else:
+            self.finish(Whole(own_name, into, name, path, sha256), file)
+        finally:
+            os.close(file)
+
+    def place(self, path: str) -> tuple[int, str]:
+        """The open folder of a path, and its last part."""
         *folders, name = path.split("/")
-        own_name = aside_name(path, digest) if limit >= RESUMED else f"small.{len(self.whole)}"
-        return Partial(self.aside, self.inner(tuple(folders), path), name, path, own_name, limit, offset)
+        return self.inner(tuple(folders), path), name
+
+    def small_name(self) -> str:
+        """What a file is called that nobody will go on with."""
+        return f"small.{len(self.whole)}"
 
     def inner(self, parts: tuple[str, ...], path: str) -> int:
         """The folder below the results folder, made where it isn't there."""
@@ -96,26 +134,35 @@ class Arrivals:
                 "move what is in the way, then `orchestrate pull`",
             ) from error
 
-    def finish(self, partial: Partial) -> None:
-        """Takes one that is whole and checked; it has its place at the latest when all are done."""
-        self.whole.append(partial)
-        sync_later(partial.file.fileno())
-        if len(self.whole) + len(self.folders) >= AT_ONCE:
+    def finish(self, whole: Whole, file: int) -> None:
+        """Takes one that is whole, open as `file`; it has its place at the latest when all are done."""
+        self.whole.append(whole)
+        sync_later(file)
+        if len(self.whole) >= AT_ONCE or len(self.folders) >= OPEN:
             self.settle()
 
     def settle(self) -> None:
         """Syncs what is whole, then renames it. Raises OSError, Refused."""
         if not self.whole:
             return
-        sync_all([partial.file.fileno() for partial in self.whole])
+        sync_all([whole.own_name for whole in self.whole], self.aside)
         while self.whole:
-            partial = self.whole[0]
-            partial.rename()
-            self.settled[partial.path] = partial.sha256
+            whole = self.whole[0]
+            self.rename(whole)
+            self.settled[whole.path] = whole.sha256
             self.whole.pop(0)
         while self.folders:
             os.close(self.folders.popitem()[1])
         os.fsync(self.root)  # the names, too
+
+    def rename(self, whole: Whole) -> None:
+        """Gives it its place. Raises Refused, OSError."""
+        try:
+            os.rename(whole.own_name, whole.name, src_dir_fd=self.aside, dst_dir_fd=whole.into)
+        except IsADirectoryError as error:
+            raise Refused(
+                f"{shown(whole.path)} is a folder at home and a file on the machine", "move the folder, then pull again"
+            ) from error
 
 
 class Partial:
@@ -150,15 +197,11 @@ class Partial:
         self.sha256 = self.got.hexdigest()
         return all(digest == self.sha256 for digest in digests)
 
-    def rename(self) -> None:
-        """Gives it its place. Raises Refused, OSError."""
-        try:
-            os.rename(self.own_name, self.name, src_dir_fd=self.aside, dst_dir_fd=self.into)
-        except IsADirectoryError as error:
-            raise Refused(
-                f"{shown(self.path)} is a folder at home and a file on the machine", "move the folder, then pull again"
-            ) from error
-        self.file.close()
+    def finish(self, arrivals: Arrivals) -> None:
+        """It is whole, and checked."""
+        with self.file:
+            whole = Whole(self.own_name, self.into, self.name, self.path, self.sha256)
+            arrivals.finish(whole, self.file.fileno())
 
     def leave(self) -> None:
         """Leaves what has come of it for the next pull; where that is little, nothing."""
@@ -196,17 +239,20 @@ def sync_later(descriptor: int) -> None:
         call(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), 2)  # SYNC_FILE_RANGE_WRITE
 
 
-def sync_all(descriptors: list[int]) -> None:
-    """All of these are on the disk. Raises OSError.
+def sync_all(names: list[str], folder: int) -> None:
+    """All of these files of the open folder are on the disk. Raises OSError.
 
     What each fsync takes is the wait for the disk's own cache: 5 ms, measured; a thousand files took 4.7 s. So each
     is only written out, and one fsync, the last file's, is for all of them, as in git's core.fsyncMethod=batch.
     """
     call = sync_file_range()
-    for descriptor in descriptors[:-1]:
-        if call is None or call(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), 7):  # wait, write, wait
-            os.fsync(descriptor)
-    os.fsync(descriptors[-1])
+    for name in names:
+        file = os.open(name, os.O_RDWR | os.O_NOFOLLOW, dir_fd=folder)
+        try:
+            if call is None or name is names[-1] or call(file, ctypes.c_int64(0), ctypes.c_int64(0), 7):
+                os.fsync(file)  # else it was written out: 7 is wait, write, wait
+        finally:
+            os.close(file)
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------

@@ -11,13 +11,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
 import stat
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,13 +23,13 @@ from typing import Any
 
 from orchestrator.arrivals import ASIDE, Arrivals, Partial, cannot_take, safe
 from orchestrator.arrivals import shown as shown
-from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, UsageError
+from orchestrator.errors import Refused, TransferIncomplete
 from orchestrator.wire import CHUNK, MachineError, Wire, understood
+from orchestrator.worktree import Tree, digest_of, every_file
 
 MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
 OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "usage.jsonl"})  # of a results folder
 SMALL = 1 << 16  # bytes: files up to this size travel many to a frame
-GIT_PLACES = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
 Say = Callable[[str], None]
 Tell = Callable[[dict[str, Any]], None]  # how a transfer does, as a Watcher's `progress` takes it
 
@@ -67,21 +64,6 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Tree:
-    """A folder as it is sent. Entries are (path, digest or a link's target, "file" | "exec" | "link")."""
-
-    root: Path
-    entries: tuple[tuple[str, str, str], ...]
-    sizes: dict[str, int] = field(repr=False)  # by digest, in bytes
-    origins: dict[str, Path] = field(repr=False)  # by digest: a file with that content
-
-    @property
-    def id(self) -> str:
-        """The digest of the manifest: equal trees have equal names."""
-        return hashlib.sha256(json.dumps(self.entries).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
 class Pushed:
     """What a push sent."""
 
@@ -89,131 +71,6 @@ class Pushed:
     files: int
     sent_files: int
     sent_bytes: int
-
-
-def read_tree(root: Path, names: list[str], prefix: str = "") -> Tree:
-    """Reads and hashes these files below root. A link that leads out of the tree is refused."""
-    entries, sizes, origins = [], {}, {}
-    for name in names:
-        path = root / name
-        try:
-            info = path.lstat()
-            if stat.S_ISLNK(info.st_mode):
-                entries.append((prefix + name, inner_target(root, path), "link"))
-            elif stat.S_ISREG(info.st_mode):
-                digest, size = digest_of(path)
-                entries.append((prefix + name, digest, "exec" if info.st_mode & 0o100 else "file"))
-                sizes[digest], origins[digest] = size, path
-        except FileNotFoundError:  # removed since it was listed
-            continue
-        except OSError as error:
-            raise UsageError(
-                f"{shown(str(path))} can't be read: {error.strerror}",
-                "mend its permissions, or name it under `exclude:`",
-            ) from error
-    return Tree(root, tuple(sorted(entries)), sizes, origins)
-
-
-def inner_target(root: Path, link: Path) -> str:
-    """A link's target as text. Raises UsageError where it leads out of root."""
-    target = os.readlink(link)
-    inside = os.path.normpath(os.path.join(os.path.relpath(link.parent, root), target))
-    if os.path.isabs(target) or inside.split(os.sep)[0] == "..":
-        raise UsageError(
-            f"{shown(str(link))} is a link to {shown(target)}, outside the folder that is sent",
-            "name what it points to under `inputs:`, or the link under `exclude:`",
-        )
-    return target
-
-
-def digest_of(path: Path) -> tuple[str, int]:
-    """The file's sha256 and size in bytes."""
-    got, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            got.update(chunk)
-            size += len(chunk)
-    return got.hexdigest(), size
-
-
-def working_files(root: Path, exclude: list[str]) -> list[str]:
-    """What git would take of this folder: its tracked and its new files, by its own ignore rules; never .git.
-
-    `exclude` are further lines of .gitignore, which hold for tracked files too. Results of earlier jobs aren't sent.
-    The folder need not be a repository. Raises UsageError where git is needed and isn't installed.
-    """
-    if has_git():
-        return git_files(root, exclude)
-    names = [name for name in every_file(root) if not name.startswith("results/")]
-    if exclude or any(Path(name).name == ".gitignore" for name in names):
-        raise UsageError("git is needed to know what not to send, and isn't installed", "apt install git")
-    return names
-
-
-def git_files(root: Path, exclude: list[str], results: str = "/results/") -> list[str]:
-    """What git lists below root; where root is in no repository, an empty one elsewhere lends its rules."""
-    with contextlib.ExitStack() as stack:
-        where: list[str] = []
-        place = git(root, "rev-parse", "--show-prefix")
-        prefix = os.fsdecode(place.stdout).rstrip("\n")
-        if place.returncode:
-            empty = stack.enter_context(tempfile.TemporaryDirectory())
-            git(root, "init", "-q", "--bare", empty)
-            where = ["--git-dir", empty, "--work-tree", str(root)]
-        patterns = [f"--exclude={anchored(pattern, prefix)}" for pattern in exclude]
-        new = ["-o", "--exclude-standard", f"--exclude={anchored(results, prefix)}"]
-        names = listed(root, *where, "ls-files", "-z", "-c", *new, *patterns)
-        if patterns:
-            names -= listed(root, *where, "ls-files", "-z", "-c", "-i", *patterns)
-    found = []
-    for name in sorted(names - {"./"}):  # git says that in the empty folder of a submodule that isn't checked out
-        path = root / name
-        if path.is_dir() and not path.is_symlink():  # a repository of its own inside this one, or a submodule
-            found += [os.path.join(name, inner) for inner in git_files(path, exclude, results="")]
-        elif os.path.lexists(path):  # one deleted but still tracked isn't there
-            found.append(name)
-    return found
-
-
-def anchored(pattern: str, prefix: str) -> str:
-    """A pattern of the folder `prefix` (with a slash at its end, or empty) of a repository, as git wants to have it.
-
-    Git takes those of its command line from the repository's top, and so they begin with a slash only there.
-    """
-    sign, body = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
-    if not prefix or "/" not in body.rstrip("/"):
-        return pattern
-    escaped = re.sub(r"([*?\[\\])", r"\\\1", prefix)
-    return f"{sign}/{escaped}{body.lstrip('/')}"
-
-
-def listed(root: Path, *arguments: str) -> set[str]:
-    """The names that git prints. Raises OrchestrateError."""
-    done = git(root, *arguments)
-    if done.returncode:
-        raise OrchestrateError(f"git can't list {root}: {os.fsdecode(done.stderr).strip()}")
-    return {os.fsdecode(name) for name in done.stdout.split(b"\0") if name}
-
-
-def has_git() -> bool:
-    """Whether git is installed here."""
-    return shutil.which("git") is not None
-
-
-def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """git in that folder, its output as bytes: names needn't be text. Of a hook that runs us, git forgets the place."""
-    env = {name: value for name, value in os.environ.items() if name not in GIT_PLACES}
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, stdin=subprocess.DEVNULL, env=env)
-
-
-def every_file(root: Path) -> list[str]:
-    """Every file and link below root, but for .git; by name."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name != ".git")
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        found += [os.path.relpath(os.path.join(folder, name), root) for name in [*files, *links]]
-    return sorted(found)
 
 
 def push(wire: Wire, tree: Tree, tell: Tell | None = None) -> Pushed:
@@ -260,16 +117,17 @@ Sent = tuple[dict[str, Any], Iterable[bytes]]  # a head, and the content that fo
 def stream(tree: Tree, missing: dict[str, int], begun: dict[str, int]) -> Iterator[Sent]:
     """The content as the agent's `put` takes it: small files in packs, large ones from where they were cut off."""
     pack: list[tuple[str, bytes]] = []
+    packed_bytes = 0
     for digest, size in missing.items():
         if size > SMALL:
             offset = begun.get(digest, 0)
             yield {"digest": digest, "offset": offset}, chunks(tree.origins[digest], size, offset)
             continue
-        [data] = chunks(tree.origins[digest], size) if size else [b""]
-        pack.append((digest, data))
-        if sum(len(data) for _, data in pack) >= CHUNK - SMALL or len(pack) == 500:
+        pack.append((digest, b"".join(chunks(tree.origins[digest], size))))
+        packed_bytes += size
+        if packed_bytes >= CHUNK - SMALL or len(pack) == 500:
             yield packed(pack)
-            pack = []
+            pack, packed_bytes = [], 0
     if pack:
         yield packed(pack)
 
@@ -291,21 +149,25 @@ def metered(sent: Iterable[Sent], meter: Meter) -> Iterator[Sent]:
         yield head, counted(content)
 
 
-def chunks(path: Path, size: int, offset: int = 0) -> Iterator[bytes]:
+def chunks(path: str, size: int, offset: int = 0) -> Iterator[bytes]:
     """The file's `size` bytes from the offset on. Whether they are still what was hashed, the machine finds out.
 
     Raises TransferIncomplete for one of another size.
     """
     left = size - offset
-    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # one that is gone has changed too
-        file.seek(offset)
-        while left > 0 and (chunk := file.read(min(CHUNK, left + 1))):
-            left -= len(chunk)
-            if left >= 0:
-                yield chunk
+    with contextlib.suppress(OSError):  # one that is gone has changed too
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.lseek(file, offset, os.SEEK_SET)
+            while left > 0 and (chunk := os.read(file, min(CHUNK, left + 1))):
+                left -= len(chunk)
+                if left >= 0:
+                    yield chunk
+        finally:
+            os.close(file)
     if left:
         raise TransferIncomplete(
-            f"{shown(str(path))} changed while it was sent", "run the same command again once it is at rest"
+            f"{shown(path)} changed while it was sent", "run the same command again once it is at rest"
         )
 
 
@@ -379,9 +241,9 @@ class Outputs:
         """Whether home has that content under that path already."""
         if self.have.get(path) == digest:
             return True
-        target = os.path.join(self.folder, path)
+        target = f"{self.folder}/{path}"
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.lstat(target).st_mode) and digest_of(Path(target))[0] == digest:
+            if stat.S_ISREG(os.lstat(target).st_mode) and digest_of(target)[0] == digest:
                 self.have[path] = digest
                 return True
         return False
@@ -512,12 +374,14 @@ class Incoming:
             return
         if not self.pack or sum(size for _, size, _ in self.pack) != len(data):
             raise Refused("the machine sent data of no file")
-        pack, self.pack, at = self.pack, [], 0
+        pack, self.pack, rest = self.pack, [], memoryview(data)
         for path, size, digest in pack:
-            self.partial = self.arrivals.begin(path, self.wanted[path][1], size)
-            self.partial.write(data[at : at + size])
-            at += size
-            self.finish(digest)
+            content, rest = rest[:size], rest[size:]
+            sha256 = hashlib.sha256(content).hexdigest()
+            if sha256 == digest and (not self.final or digest == self.wanted[path][1]):
+                self.arrivals.take(path, sha256, content)
+            elif self.final:
+                raise otherwise(path)  # else it changed while it was read; the next pull brings it
 
     def end(self, head: dict[str, Any]) -> None:
         """The end of a large file."""
@@ -534,7 +398,7 @@ class Incoming:
         partial, self.partial = self.partial, None
         assert partial is not None
         if partial.is_whole(digest, self.wanted[partial.path][1]) if self.final else partial.is_whole(digest):
-            self.arrivals.finish(partial)
+            partial.finish(self.arrivals)
             return
         partial.drop()
         if not partial.resumed:

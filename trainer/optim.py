@@ -118,12 +118,22 @@ class Muon(Optimiser):
     """Momentum whose matrices are made orthogonal before the step (Jordan et al., 2024).
 
     For hidden matrices and filters, a filter bank being a matrix of its outputs by all else. A step then has the same
-    size in every direction, however uneven the gradient. Where parameters are sharded, each is gathered for it.
+    size in every direction, however uneven the gradient. Where parameters are sharded, each is gathered for it. `half`
+    does it in bfloat16: near enough, and twice as fast where there are instructions for it.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
+        half: bool = False,
+    ) -> None:
         super().__init__(parameters, lr=lr, weight_decay=weight_decay)
         self.momentum = momentum
+        self.half = half
         self.state = {"velocity": self._zeros()}
 
     @torch.no_grad()
@@ -136,7 +146,7 @@ class Muon(Optimiser):
             matrix = distributed.whole(velocity_ahead).flatten(1)
             # taller than wide: fewer directions than outputs, so each is to move further
             size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-            update = distributed.as_sharded(orthogonal(matrix).view(parameter.shape), parameter)
+            update = distributed.as_sharded(orthogonal(matrix, half=self.half).view(parameter.shape), parameter)
             distributed.own(parameter).mul_(1 - self.lr * self.weight_decay).sub_(update, alpha=self.lr * size)
 
 
@@ -172,7 +182,8 @@ def build(config: TrainConfig, model: nn.Module) -> Optimiser:
     hidden = hidden_matrices(model)
     chosen = [parameter for parameter in parameters if id(parameter) in hidden]
     rest = [parameter for parameter in parameters if id(parameter) not in hidden]
-    muon = Muon(chosen, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    half = config.precision == "bf16" or parameters[0].is_cuda
+    muon = Muon(chosen, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, half=half)
     return Joined([muon, AdamW(rest, lr=config.rest_lr, beta1=0.9, weight_decay=config.weight_decay)])
 
 
@@ -183,15 +194,15 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     return {each for each in matrices[:-1] if each not in looked_up}
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonal(matrix: Tensor, *, half: bool = False) -> Tensor:
     """The nearest matrix whose singular values are about 1, by Newton-Schulz: matrix products and nothing else."""
     a, b, c = QUINTIC
-    x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    x = matrix.bfloat16() if half else matrix.float()
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     x = x / (x.norm() + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
 
 

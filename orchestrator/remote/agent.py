@@ -1,7 +1,7 @@
 """The machine's end of one SSH channel: answers requests on stdin, one after the other, until stdin ends.
 
-It is sent as source when a client connects, so that it is always the client's own version, and leaves nothing running:
-what must outlive the client is the supervisor's. Standard library only, Python 3.8 and up.
+It starts when a client connects, always in the client's own version (see `start.py`), and leaves nothing running: what
+must outlive the client is the supervisor's. Standard library only, Python 3.8 and up.
 
 Frames, both ways: one byte of kind, four of length, the body.
     J  a JSON object: a request {"op", ...}, an answer {"ok": ...} or {"error", "kind"}, an entry of a stream
@@ -26,11 +26,13 @@ import struct
 import subprocess
 import sys
 import time
-import types
 import zlib
-from typing import Any, Dict
 
-Facts = Dict[str, Any]  # what crosses the wire as a JSON object
+TYPE_CHECKING = False  # see `start.py`
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict
+
+    Facts = Dict[str, Any]  # what crosses the wire as a JSON object
 supervisor: Any = None  # the module of that name, once `main` has installed it
 CHUNK = 1 << 18  # 256 KiB: large enough for the cipher, small enough to hold
 MAX_FRAME = 1 << 28
@@ -238,88 +240,14 @@ def fetch(address: str, timeout: float) -> bytes:
 
 # ---- trees --------------------------------------------------------------------------------------------------------
 
-SMALL = 1 << 16  # files up to this size travel many to a frame
-RESUMED = 1 << 20  # from this size on, half a blob is kept for who goes on with it
-KEPT_S = 14 * 86400  # trees and blobs that nobody has asked for since are removed
-SAFE_S = 3600  # this long even where the disk is full: their job may be about to be queued
-MIN_FREE = 5 << 30  # bytes of disk, below which what isn't needed is removed early
 
-
-def blob(digest: str) -> str:
-    if not re.match(r"^[0-9a-f]{64}$", digest):
-        raise Problem("protocol", f"not a digest: {digest!r}")
-    return str(supervisor.path("blobs", digest[:2], digest))
-
-
-def part(digest: str) -> str:
-    """Where a blob is put until all of it is here."""
-    return str(supervisor.path("blobs", "part." + os.path.basename(blob(digest))))
-
-
-def mark_came(name: str, digest: str) -> None:
-    """Gives a file the time of change that its content alone decides, so that any change since shows; and says `used`.
-
-    A job may be root, and jobs read their inputs through links.
-    """
-    os.utime(name, ns=(time.time_ns(), came_ns(digest)))
-
-
-def came_ns(digest: str) -> int:
-    return (10**9 + int(digest[:7], 16)) * 10**9  # a second between 2001 and 2010
-
-
-def hash_file(name: str) -> str:
-    """Its sha256. Raises OSError."""
-    got = hashlib.sha256()
-    with open(name, "rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            got.update(chunk)
-    return got.hexdigest()
-
-
-def has_blob(digest: str) -> bool:
-    """Whether that content is here. What a job has written into is read again, and dropped where it's another."""
-    name = blob(digest)
-    try:
-        if os.stat(name).st_mtime_ns != came_ns(digest) and hash_file(name) != digest:
-            os.unlink(name)
-            return False
-        mark_came(name, digest)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def manifest_of(tree: str) -> str:
-    return str(supervisor.path("manifests", tree + ".json"))
-
-
-def has_tree(tree: str) -> bool:
-    """Whether that tree is here, each of its files as it came. What a job has added is left to it."""
-    folder, entries = supervisor.path("trees", tree), supervisor.read_json(manifest_of(tree))
-    if entries is None or not os.path.isdir(folder):
-        return False
-    try:
-        for name, digest, mode in entries:
-            place = os.path.join(folder, name)
-            if mode == "link":
-                if os.readlink(place) != digest:
-                    return False
-            elif os.lstat(place).st_mtime_ns != came_ns(digest):
-                return False
-    except OSError:
-        return False
-    os.utime(folder)
-    return True
+def trees() -> Any:
+    return importlib.import_module("trees")
 
 
 def op_missing(request: Facts) -> Facts:
     """Which of these trees and blobs aren't here, and how many bytes are of those that have begun to come."""
-    if has_tree(request["tree"]):
-        return {"tree": True, "missing": [], "begun": {}}
-    missing = [digest for digest in request["digests"] if not has_blob(digest)]
-    begun = {digest: os.path.getsize(part(digest)) for digest in missing if os.path.exists(part(digest))}
-    return {"tree": False, "missing": missing, "begun": begun}
+    return dict(trees().missing(request["tree"], request["digests"]))
 
 
 class Incoming:
@@ -338,210 +266,39 @@ def op_put(request: Facts) -> Facts | None:
     J {"digest", "offset"}, D...: one, without the `offset` bytes that are here; of one that is cut off what came stays.
     J {"pack": [[digest, size]...]}, D: many small ones, one after the other.
     """
-    os.makedirs(supervisor.path("blobs"), exist_ok=True)
+    store = trees()
     with contextlib.suppress(OSError):  # two may do so at once
-        op_prune(request)
+        store.prune(request["bytes"])
     taken, frames = 0, Incoming()
     try:
         while frames.kind == b"J":
             head = json.loads(frames.body)
             frames.next()
             if "pack" in head:
-                at = 0
-                for digest, size in head["pack"]:
-                    take_small(digest, frames.body[at : at + size])
-                    at += size
+                store.take_small(head["pack"], frames.body)
                 taken += len(head["pack"])
                 frames.next()
             else:
-                take_large(head["digest"], head.get("offset", 0), frames)
+                store.take_large(head["digest"], head.get("offset", 0), frames)
                 taken += 1
-    except (OSError, Problem) as error:
-        refuse(error)  # at once, so that the client stops sending
-        stdout.flush()
+    except (OSError, Problem, store.Damaged) as error:
+        refuse(Problem("damaged", str(error)) if isinstance(error, store.Damaged) else error)
+        stdout.flush()  # at once, so that the client stops sending
         while frames.kind in (b"J", b"D"):  # what is on its way is no request
             frames.next()
         return None
     return {"taken": taken}
 
 
-def take_small(digest: str, data: bytes) -> None:
-    """Keeps a blob. Raises OSError, Problem."""
-    target, aside = blob(digest), supervisor.path("blobs", f"aside.{os.getpid()}")
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise damaged(digest)
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-        keep(aside, digest, target)
-    except OSError:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
-        raise
-
-
-def take_large(digest: str, offset: int, frames: Incoming) -> None:
-    """Keeps a blob out of the frames that come. Raises OSError, Problem."""
-    name = part(digest)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(name, "r+b" if os.path.exists(name) else "w+b", buffering=0))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # whoever was cut off may not have noticed yet: its part is only read
-            before, name = file, f"{name}.{os.getpid()}"
-            file = stack.enter_context(open(name, "w+b", buffering=0))
-            shutil.copyfileobj(before, file)
-            file.seek(0)
-        kept = False
-        try:
-            got, at = hashlib.sha256(), 0
-            while at < offset:
-                chunk = file.read(min(1 << 20, offset - at))
-                if not chunk:
-                    raise damaged(digest)
-                got.update(chunk)
-                at += len(chunk)
-            file.truncate(at)
-            while frames.kind == b"D":
-                got.update(frames.body)
-                write_or_skip(file, frames.body)
-                at += len(frames.body)
-                frames.next()
-            file.truncate(at)
-            if not frames.kind and name == part(digest) and at >= RESUMED:
-                kept = True
-            elif got.hexdigest() != digest:
-                raise damaged(digest)
-            else:
-                keep(name, digest, blob(digest))
-                kept = True
-        finally:
-            if not kept:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
-
-
-def write_or_skip(file: Any, data: bytes) -> None:
-    """Writes all of it; where it's nothing but zeros, leaves a hole. The file's size is set in the end."""
-    if not data.lstrip(b"\0"):
-        file.seek(len(data), os.SEEK_CUR)
-        return
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
-
-
-def keep(aside: str, digest: str, target: str) -> None:
-    folder = os.path.dirname(target)
-    if folder not in folders_made:
-        os.makedirs(folder, exist_ok=True)
-        folders_made.add(folder)
-    os.chmod(aside, 0o444)
-    mark_came(aside, digest)
-    os.replace(aside, target)
-
-
-folders_made: set[str] = set()  # of blobs, by this agent
-
-
-def damaged(digest: str) -> Problem:
-    return Problem("damaged", f"what arrived of {digest} was damaged")
-
-
 def op_tree(request: Facts) -> Facts:
-    """Builds the tree of this manifest out of blobs, as hard links.
-
-    Entries are [path, digest, "file" | "exec" | "link"]; a link's digest is its target.
-    An executable is a copy, since its mode would be its blob's too.
-    """
-    target = supervisor.path("trees", request["tree"])
-    if has_tree(request["tree"]):
-        return {}
-    aside = f"{target}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    os.makedirs(aside)
-    made = {aside}
-    try:
-        for name, digest, mode in request["entries"]:
-            place = os.path.join(aside, name)
-            folder = os.path.dirname(place)
-            if folder not in made:
-                os.makedirs(folder, exist_ok=True)
-                made.add(folder)
-            if mode == "link":
-                os.symlink(digest, place)
-            else:
-                link_or_copy(digest, place, executable=mode == "exec")
-        os.makedirs(supervisor.path("manifests"), exist_ok=True)
-        supervisor.write_json(manifest_of(request["tree"]), request["entries"])
-        if os.path.isdir(target):  # one that a job has changed
-            os.replace(target, aside + ".changed")
-        os.replace(aside, target)
-        shutil.rmtree(aside + ".changed", ignore_errors=True)
-    except OSError:
-        shutil.rmtree(aside, ignore_errors=True)
-        if not has_tree(request["tree"]):  # else another agent was faster
-            raise
+    """Makes the tree of this manifest out of blobs."""
+    trees().build(request["tree"], request["entries"])
     return {}
 
 
-def link_or_copy(digest: str, place: str, executable: bool) -> None:
-    if not executable:
-        with contextlib.suppress(OSError):  # 65,000 links to one file are ext4's limit: empty files come to that
-            os.link(blob(digest), place)
-            return
-    shutil.copyfile(blob(digest), place)
-    os.chmod(place, 0o555 if executable else 0o444)
-    mark_came(place, digest)
-
-
 def op_prune(request: Facts) -> Facts:
-    """Removes trees and blobs that no job here needs and nobody has asked for lately.
-
-    That is for two weeks, or for an hour where less than `bytes` and a margin are free. Where there is room, it looks
-    once a day. Returns how many went.
-    """
-    disk = shutil.disk_usage(supervisor.ROOT)
-    tight = disk.free < request["bytes"] + min(MIN_FREE, disk.total // 10)
-    looked = supervisor.path("pruned")
-    if not tight and os.path.exists(looked) and time.time() - os.stat(looked).st_mtime < 86400:
-        return {"removed": 0}
-    with open(looked, "w"):
-        pass
-    before, removed = time.time() - (SAFE_S if tight else KEPT_S), 0
-    trees, blobs = supervisor.path("trees"), supervisor.path("blobs")
-    os.makedirs(blobs, exist_ok=True)
-    with open(supervisor.path("queue.lock"), "w") as queue:  # no job is queued meanwhile
-        fcntl.flock(queue, fcntl.LOCK_EX)
-        needed = trees_in_use()
-        for name in os.listdir(trees):
-            folder = os.path.join(trees, name)
-            if name not in needed and os.stat(folder).st_mtime < before:
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(manifest_of(name))
-        for folder, _, names in os.walk(blobs):
-            for name in names:
-                place = os.path.join(folder, name)
-                info = os.stat(place)
-                used = info.st_mtime if folder == blobs else info.st_atime
-                if info.st_nlink == 1 and used < before:  # else a tree has it
-                    os.unlink(place)
-                    removed += 1
-    return {"removed": removed}
-
-
-def trees_in_use() -> set[str]:
-    """The trees of every job that hasn't ended."""
-    found: set[str] = set()
-    for name in glob.glob(supervisor.path("jobs", "*", "job.json")):
-        if supervisor.status(os.path.dirname(name))["state"] in ("succeeded", "failed", "stopped"):
-            continue  # one that was lost may go on
-        job = supervisor.read_json(name) or {}
-        found.update(job.get("libraries", []), filter(None, [job.get("tree"), job.get("restore")]))
-        found.update(source.split("/")[0] for source in job.get("inputs", {}).values())
-    return found
+    """Removes what nobody needs; returns how many went."""
+    return {"removed": trees().prune(request["bytes"])}
 
 
 # ---- jobs ---------------------------------------------------------------------------------------------------------
@@ -606,8 +363,7 @@ def op_bucket(request: Facts) -> Facts:
 def op_restore(request: Facts) -> Facts:
     """Fetches what a job had written elsewhere out of the store, as a tree."""
     bucket, offer = importlib.import_module("bucket"), request["offer"]
-    os.makedirs(supervisor.path("blobs"), exist_ok=True)
-    aside = f"{part(offer['sha256'])}.{os.getpid()}"
+    aside = f"{trees().blobs()}/part.{offer['sha256']}.{os.getpid()}"
     try:
         bucket.fetch(offer, aside, supervisor.path("trees", offer["sha256"]))
     except bucket.Trouble as error:
@@ -703,42 +459,16 @@ def op_stop(request: Facts) -> Facts:
 
 # ---- outputs ------------------------------------------------------------------------------------------------------
 
-# (device, inode, size, mtime_ns) -> sha256: what was hashed once isn't read again.
-digests: dict[tuple[int, int, int, int], str] = {}
+SMALL = 1 << 16  # files up to this size travel many to a frame
+
+
+def outputs() -> Any:
+    return importlib.import_module("outputs")
 
 
 def op_manifest(request: Facts) -> Facts:
-    """The regular files that the patterns name below the job's folder, [[path, size, digest, mark]], and as of when.
-
-    The mark is another once the file is. Links are never followed, neither as files nor as folders; they, and whatever
-    else isn't a file, are in `skipped`.
-    """
-    outputs, work, at = importlib.import_module("outputs"), os.path.join(folder_of(request), "work"), time.time()
-    files: list[list[Any]] = []
-    skipped: list[str] = []
-    for name in outputs.files(work, request["patterns"], skipped):
-        try:
-            info = os.lstat(name)
-            digest = digest_of(name, info)
-        except FileNotFoundError:  # renamed or removed meanwhile
-            continue
-        except OSError:
-            skipped.append(name)
-            continue
-        files.append([name[len(work) + 1 :], info.st_size, digest, outputs.mark(info)])
-    left_out = sorted({os.path.relpath(name, work) for name in skipped})
-    return {"files": sorted(files), "skipped": left_out, "at": at}
-
-
-def digest_of(name: str, info: os.stat_result) -> str:
-    """Its sha256. Raises OSError."""
-    key = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-    if key in digests:
-        return digests[key]
-    digest = hash_file(name)
-    if time.time_ns() - info.st_mtime_ns > 2 * 10**9:  # else it may be written once more in the same tick
-        digests[key] = digest
-    return digest
+    """The files that the patterns name below the job's folder; see `outputs.py`."""
+    return dict(outputs().manifest(os.path.join(folder_of(request), "work"), request["patterns"]))
 
 
 def op_get(request: Facts) -> None:
@@ -750,50 +480,58 @@ def op_get(request: Facts) -> None:
     J {"pack": [[path, size, digest]...]}, D: many small ones, one after the other.
     J {"path", "gone"}: one that can't be read.
     """
-    work, mark = os.path.join(folder_of(request), "work"), importlib.import_module("outputs").mark
+    work, written, squeeze = os.path.join(folder_of(request), "work"), outputs(), request.get("squeeze", True)
     send_json({"ok": {}})
-    pack: list[tuple[str, bytes]] = []
+    pack: list[tuple[str, bytes, str]] = []
+    packed = 0
     for name, offset, digest, marked in request["files"]:
+        file = -1
         try:
-            file = os.fdopen(os.open(os.path.join(work, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+            file = os.open(f"{work}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            info = os.fstat(file)
+            if info.st_size > SMALL or offset:
+                if written.mark(info) != marked:
+                    offset, digest = 0, ""
+                send_file(name, file, info, offset, digest, squeeze)
+                continue
+            data = os.read(file, info.st_size)
+            pack.append((name, data, written.known(os.fstat(file)) or hashlib.sha256(data).hexdigest()))
+            packed += len(data)
         except OSError as error:
             send_json({"path": name, "gone": error.strerror})
             continue
-        with file:
-            info = os.fstat(file.fileno())
-            if info.st_size <= SMALL and not offset:
-                pack.append((name, file.read(info.st_size)))
-                if sum(len(data) for _, data in pack) >= CHUNK - SMALL or len(pack) == 500:
-                    send_pack(pack)
-            else:
-                send_file(name, file, info.st_size, *((offset, digest) if mark(info) == marked else (0, "")))
-    send_pack(pack)
+        finally:
+            if file >= 0:
+                os.close(file)
+        if packed >= CHUNK - SMALL or len(pack) == 500:
+            send_pack(pack, squeeze)
+            packed = 0
+    send_pack(pack, squeeze)
     send(b"E")
 
 
-def send_pack(pack: list[tuple[str, bytes]]) -> None:
+def send_pack(pack: list[tuple[str, bytes, str]], squeeze: bool) -> None:
     if pack:
-        send_json({"pack": [[name, len(data), hashlib.sha256(data).hexdigest()] for name, data in pack]})
-        send_data(b"".join(data for _, data in pack))
+        send_json({"pack": [[name, len(data), digest] for name, data, digest in pack]})
+        send_data(b"".join(data for _, data, _ in pack), squeeze)
     pack.clear()
 
 
-def send_file(name: str, file: Any, size: int, offset: int, digest: str) -> None:
-    """Sends the file's first `size` bytes, from the offset on. With `digest`, it isn't hashed once more."""
-    mark = importlib.import_module("outputs").mark
-    before = mark(os.fstat(file.fileno()))
-    send_json({"path": name, "size": size, "offset": offset})
+def send_file(name: str, file: int, info: os.stat_result, offset: int, digest: str, squeeze: bool) -> None:
+    """Sends the file as large as it is now, from the offset on. With `digest`, it isn't hashed once more."""
+    mark = outputs().mark
+    send_json({"path": name, "size": info.st_size, "offset": offset})
     got, at = hashlib.sha256(), offset
-    file.seek(offset)
-    while at < size:
-        chunk = file.read(min(CHUNK, size - at))
+    os.lseek(file, offset, os.SEEK_SET)
+    while at < info.st_size:
+        chunk = os.read(file, min(CHUNK, info.st_size - at))
         if not chunk:
             break
         if not digest:
             got.update(chunk)
-        send_data(chunk)
+        send_data(chunk, squeeze)
         at += len(chunk)
-    changed = mark(os.fstat(file.fileno())) != before
+    changed = mark(os.fstat(file)) != mark(info)
     send_json({"digest": got.hexdigest() if not digest else None if changed else digest})
 
 
@@ -809,37 +547,20 @@ def answer(request: Facts) -> None:
         send_json({"ok": result})
 
 
-def install(sources: Dict[str, bytes]) -> types.ModuleType:
-    """Puts the modules that outlive us where they can be started and imported; returns the supervisor's."""
-    folder = os.path.join(os.path.expanduser("~"), ".orchestrate", "bin")
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    os.makedirs(os.path.join(os.path.dirname(folder), "trees"), exist_ok=True)
-    for module, source in sources.items():
-        name = os.path.join(folder, module)
-        with contextlib.suppress(OSError), open(name, "rb") as file:
-            if file.read() == source:
-                continue
-        aside = f"{name}.{os.getpid()}"
-        with open(aside, "wb") as file:
-            file.write(source)
-        os.replace(aside, name)
-    sys.path.insert(0, folder)
-    sys.dont_write_bytecode = True
-    return importlib.import_module("supervisor")
-
-
-def main(sources: Dict[str, bytes]) -> None:
+def main(install: Callable[[], None]) -> None:
+    """Answers, once `install` has put there what outlives us."""
     global supervisor
     os.umask(0o077)
     stdout.write(GREETING)
     stdout.flush()
     try:
-        supervisor = install(sources)
+        install()
     except OSError as error:
         refuse(error)
         stdout.flush()
         return
-    send_json({"ok": {"python": platform.python_version()}})
+    supervisor = importlib.import_module("supervisor")
+    send_json({"ok": {}})
     while True:
         stdout.flush()
         kind, body = receive()

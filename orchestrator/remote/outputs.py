@@ -7,8 +7,72 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import hashlib
 import os
-from typing import Iterator
+import stat
+import time
+
+TYPE_CHECKING = False  # see `start.py`
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator, List, Tuple
+
+# (device, inode, size, mtime_ns) -> sha256: what was hashed once isn't read again.
+digests: Dict[Tuple[int, int, int, int], str] = {}
+
+
+def manifest(work: str, patterns: list[str]) -> dict[str, Any]:
+    """The regular files that the patterns name below the folder, [[path, size, digest, mark]], and as of when.
+
+    The mark is another once the file is. Links are never followed, neither as files nor as folders; they, and whatever
+    else isn't a file, are in `skipped`.
+    """
+    found: List[List[Any]] = []
+    skipped: List[str] = []
+    at = time.time()
+    for name in files(work, patterns, skipped):
+        try:
+            info = os.lstat(name)
+            digest = digest_of(name, info)
+        except FileNotFoundError:  # renamed or removed meanwhile
+            continue
+        except OSError:
+            skipped.append(name)
+            continue
+        found.append([name[len(work) + 1 :], info.st_size, digest, mark(info)])
+    left_out = sorted({os.path.relpath(name, work) for name in skipped})
+    return {"files": sorted(found), "skipped": left_out, "at": at}
+
+
+def digest_of(name: str, info: os.stat_result) -> str:
+    """Its sha256. Raises OSError."""
+    digest = known(info)
+    if not digest:
+        digest = hash_file(name, info.st_size)
+        if time.time_ns() - info.st_mtime_ns > 2 * 10**9:  # else it may be written once more in the same tick
+            digests[(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)] = digest
+    return digest
+
+
+def known(info: os.stat_result) -> str:
+    """The digest of what was hashed before and hasn't changed; else an empty text."""
+    return digests.get((info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns), "")
+
+
+def hash_file(name: str, size: int) -> str:
+    """Its sha256; it is read in one go where the size is small. Raises OSError."""
+    got, most = hashlib.sha256(), min(size + 1, 1 << 18)
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        while True:
+            chunk = os.read(file, most)
+            got.update(chunk)
+            if len(chunk) < most:  # a file's end
+                return got.hexdigest()
+    finally:
+        os.close(file)
+
+
+# ---- which ---------------------------------------------------------------------------------------------------------
 
 
 def files(work: str, patterns: list[str], skipped: list[str]) -> Iterator[str]:
@@ -51,22 +115,32 @@ def matches(top: str, parts: list[str], skipped: list[str]) -> Iterator[str]:
 
 def walk(top: str, skipped: list[str]) -> Iterator[str]:
     """Every plain file at or below top."""
-    waiting = [top]
+    try:
+        kind = os.lstat(top).st_mode
+    except OSError:
+        return
+    if stat.S_ISREG(kind):
+        yield top
+    elif not stat.S_ISDIR(kind):
+        skipped.append(top)
+    waiting = [top] if stat.S_ISDIR(kind) else []
     while waiting:
         name = waiting.pop()
-        if os.path.islink(name):
+        try:
+            with os.scandir(name) as entries:
+                inner = list(entries)
+        except PermissionError:
             skipped.append(name)
-        elif os.path.isfile(name):
-            yield name
-        elif os.path.isdir(name):
-            try:
-                waiting += [os.path.join(name, entry) for entry in os.listdir(name)]
-            except PermissionError:
-                skipped.append(name)
-            except OSError:
-                pass
-        elif os.path.lexists(name):
-            skipped.append(name)
+            continue
+        except OSError:
+            continue
+        for entry in inner:
+            if entry.is_file(follow_symlinks=False):
+                yield entry.path
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            else:
+                skipped.append(entry.path)
 
 
 def mark(info: os.stat_result) -> str:

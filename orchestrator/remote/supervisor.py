@@ -31,6 +31,7 @@ import importlib
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -192,6 +193,7 @@ class Supervisor:
                 threading.Thread(target=self.keeper.run, args=(over,), daemon=True).start()
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
             try:
+                self.bell = signal_bell()
                 for number in ENDING:
                     signal.signal(number, self.on_signal)
                 lock.truncate(0)
@@ -374,7 +376,7 @@ class Supervisor:
             finally:
                 self.enter(state, group=self.process.pid if self.process else None)
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        code = self.process.wait()
+        code = self.wait(self.process)
         time.sleep(MOMENT_S)  # a machine that goes down tells this process too: then the job hasn't just ended
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.signal_group(signal.SIGKILL)  # what the job left behind in its group ends with it
@@ -382,6 +384,13 @@ class Supervisor:
         if state == "setup":
             self.process = None  # a stop from here on is one before the start; after the run it comes too late
         return end
+
+    def wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Its wait status; signals are heard meanwhile, whenever they come."""
+        while process.poll() is None:
+            select.select([self.bell], [], [])
+            os.read(self.bell, 1 << 12)
+        return int(process.returncode)
 
     def describe(self, code: int, oom: bool) -> Record:
         """How it ended, in words, from the wait status: negative codes are signals."""
@@ -700,6 +709,19 @@ def answers(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
         return True
     return False
+
+
+def signal_bell() -> int:
+    """A descriptor that can be read once a signal has come, a child's end too.
+
+    Python tells of a signal between two of its steps: one that comes just before a system call that waits is told of
+    only after it.
+    """
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler no byte is written
+    return reads
 
 
 def group_lives(group: int) -> bool:

@@ -28,6 +28,13 @@ Eventually = Callable[..., Any]
 COUNT = "i=0; while [ ! -e $ORCHESTRATE_SHARED/end ]; do echo line $i; i=$((i + 1)); sleep 0.05; done"
 
 
+class NetworkCli(Cli):
+    """`orchestrate`, to which a network's machines are a cloud's."""
+
+    def argv(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "tests.namespaces", *arguments]
+
+
 class Follower:
     """A client that follows a job, and when it said what."""
 
@@ -80,10 +87,10 @@ class Partition:
 def partition(sshd: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Partition]:
     """One story for the three rows: a dead link is seen only after a good while."""
     folder = tmp_path_factory.mktemp("partition")
-    cli = Cli(folder / "project", folder / "home")
+    cli = NetworkCli(folder / "project", folder / "home")
     cli.folder.mkdir()
     cli.write("orchestrate.yaml", "tools: []\n")
-    networks = {name: Network(cli.home, name, 1, sshd) for name in ("cut", "frozen")}
+    networks = {name: Network(cli.home, name, 1, sshd, "namespaced") for name in ("cut", "frozen")}
     wait = within()
     try:
         machines = {name: network.nodes[0] for name, network in networks.items()}
@@ -169,13 +176,6 @@ def test_row_26_a_frozen_host_is_seen_by_its_silence_and_a_command_ends_with_7(p
 
 NODES = 4
 TRAIN = ("--limit", "200", "--batch-size", "20", "--epochs", "6", "--lr", "0.02", "--flip")
-
-
-class NetworkCli(Cli):
-    """`orchestrate`, which knows how to make a machine of a network anew."""
-
-    def argv(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "tests.namespaces", *arguments]
 
 
 @pytest.mark.timeout(900)  # some twenty starts of torch: a minute where nothing else runs

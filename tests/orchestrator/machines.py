@@ -93,7 +93,7 @@ class Machine:
 
     def agent(self, timeout_s: float = 30) -> Wire:
         """One more agent."""
-        channel: Any = Pipes([self.python, "-S", "-X", "utf8", "-u", "-c", wire.LOADER], self.env)
+        channel: Any = Pipes([self.python, "-S", "-X", "utf8", "-u", "-c", wire.LOADER, wire.digest()], self.env)
         self.wires.append(Wire(channel, timeout_s))
         return self.wires[-1]
 
@@ -232,7 +232,6 @@ class FalseAgent:
         self.answers = list(answers)
         self.out = bytearray(b"Welcome!\n" + wire.GREETING + ok({}))
         self.requests: list[Any] = []
-        self.skip = len(wire.source())
         self.exit_status, self.status_event = -1, threading.Event()
         self.closed = False
 
@@ -240,9 +239,7 @@ class FalseAgent:
         pass
 
     def sendall(self, data: bytes) -> None:
-        skipped = min(self.skip, len(data))
-        self.skip -= skipped
-        data = bytes(data[skipped:])
+        data = bytes(data)
         if data[:1] == b"J":
             request = json.loads(data[5:])
             self.requests.append(request)

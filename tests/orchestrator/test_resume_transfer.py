@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import sync
+from orchestrator import sync, worktree
 from orchestrator.arrivals import ASIDE
 from orchestrator.errors import TransferIncomplete, Unreachable
 from orchestrator.sync import Outputs
@@ -26,7 +26,7 @@ CUT = SIZE * 6 // 10
 CLIENT = """
 import os, signal, sys
 from pathlib import Path
-from orchestrator import sync
+from orchestrator import sync, worktree
 from tests.orchestrator.machines import Machine
 
 home, folder, way, cut = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -42,7 +42,7 @@ def counted(size):
 if way == "push":
     send = channel.sendall
     channel.sendall = lambda data: (send(data), counted(len(data)))
-    sync.push(wire, sync.read_tree(folder, ["big"]))
+    sync.push(wire, worktree.read_tree(folder, ["big"]))
 else:
     receive = channel.recv
     def recv(size):
@@ -125,7 +125,7 @@ def test_a_push_that_was_killed_goes_on(machine: Machine, project: Path, eventua
     content = half_pushed(machine, project, eventually)
     wire = machine.agent()
     moved = counting(wire)
-    pushed = sync.push(wire, sync.read_tree(project, ["big"]))
+    pushed = sync.push(wire, worktree.read_tree(project, ["big"]))
     assert moved["sent"] < SIZE // 2 and pushed.sent_bytes < SIZE // 2
     assert (machine.root / "trees" / pushed.tree / "big").read_bytes() == content
     assert parts(machine) == []
@@ -149,7 +149,7 @@ def test_a_push_goes_on_after_the_machines_end_was_killed(machine: Machine, proj
             raise OSError("Socket is closed") from error
 
     channel.sendall = sendall
-    tree = sync.read_tree(project, ["big"])
+    tree = worktree.read_tree(project, ["big"])
     with pytest.raises(Unreachable):
         sync.push(wire, tree)
     wire = machine.agent()
@@ -168,7 +168,7 @@ def test_what_is_there_and_wrong_is_thrown_away_and_all_is_sent(
         part.write(b"another")
     wire = machine.agent()
     moved = counting(wire)
-    pushed = sync.push(wire, sync.read_tree(project, ["big"]))
+    pushed = sync.push(wire, worktree.read_tree(project, ["big"]))
     assert moved["sent"] > SIZE
     assert (machine.root / "trees" / pushed.tree / "big").read_bytes() == content and parts(machine) == []
 
@@ -181,27 +181,27 @@ def test_a_source_that_changed_since_is_not_mixed(
         file.write(b"new")
     wire = machine.agent()
     moved = counting(wire)
-    pushed = sync.push(wire, sync.read_tree(project, ["big"]))
+    pushed = sync.push(wire, worktree.read_tree(project, ["big"]))
     assert moved["sent"] > SIZE
     assert (machine.root / "trees" / pushed.tree / "big").read_bytes() == (project / "big").read_bytes()
 
 
 def test_a_large_file_that_changes_while_it_is_sent_is_not_kept(machine: Machine, project: Path) -> None:
     (project / "big").write_bytes(os.urandom(3 << 20))
-    tree = sync.read_tree(project, ["big"])
+    tree = worktree.read_tree(project, ["big"])
     with (project / "big").open("r+b") as file:
         file.seek(2 << 20)
         file.write(b"new")
     with pytest.raises(TransferIncomplete, match="changed while it was sent"):
         sync.push(machine.wire, tree)
     assert not [path for path in (machine.root / "blobs").rglob("*") if path.is_file()]
-    assert sync.push(machine.wire, sync.read_tree(project, ["big"])).sent_files == 1  # on the same wire
+    assert sync.push(machine.wire, worktree.read_tree(project, ["big"])).sent_files == 1  # on the same wire
 
 
 def test_two_who_send_the_same_at_once_do_not_disturb_each_other(machine: Machine, project: Path) -> None:
     content = os.urandom(3 << 20)
     (project / "big").write_bytes(content)
-    tree = sync.read_tree(project, ["big"])
+    tree = worktree.read_tree(project, ["big"])
     [digest] = tree.sizes
     other, wire = machine.agent(), machine.agent()
 
@@ -292,7 +292,7 @@ def test_holes_cross_as_nothing_and_stay_holes(machine: Machine, project: Path, 
         file.truncate(40 << 20)
     content = (project / "sparse").read_bytes()
     moved = counting(machine.wire)
-    tree = sync.read_tree(project, ["sparse"])
+    tree = worktree.read_tree(project, ["sparse"])
     sync.push(machine.wire, tree)
     there = machine.root / "trees" / tree.id / "sparse"
     assert there.read_bytes() == content and there.stat().st_blocks * 512 < 2 << 20

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -168,6 +169,15 @@ def test_a_key_that_cannot_be_read_is_a_usage_error(tmp_path: Path, content: str
 def test_a_private_key_is_not_shown() -> None:
     pair = generate_key()
     assert pair.private not in repr(pair) and pair.public in repr(pair)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_QUICKACK is Linux's")
+def test_what_answers_us_is_acknowledged_at_once(listen: Callable[..., Listener]) -> None:
+    """The kernel forgets that it was told so, with each thing that we send."""
+    with ssh.open_socket("127.0.0.1", listen(lambda connection: None).port) as sock:
+        for _ in range(5):
+            assert sock.send(b"x") == 1 and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) and sock.gettimeout() == ssh.CONNECT_TIMEOUT_S
 
 
 # ---- who doesn't answer -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import sync
+from orchestrator import arrivals, sync, worktree
 from orchestrator.arrivals import ASIDE
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable, UsageError
 from orchestrator.sync import Outputs
@@ -62,7 +62,7 @@ def digest(data: bytes) -> str:
 def test_without_a_repository_everything_is_sent_but_what_an_ignore_file_names(project: Path) -> None:
     write(project, "a.py", "b/c.py", "b/cache/x", "results/1/log.txt", "b/results/y", "big.bin")
     (project / ".gitignore").write_text("cache/\n")
-    assert sync.working_files(project, ["*.bin"]) == [".gitignore", "a.py", "b/c.py", "b/results/y"]
+    assert worktree.working_files(project, ["*.bin"]) == [".gitignore", "a.py", "b/c.py", "b/results/y"]
     assert not (project / ".git").exists()
 
 
@@ -73,11 +73,11 @@ def test_a_repository_says_what_is_sent(project: Path) -> None:
     git(project, "add", "tracked", "gone", ".gitignore", "data/set")
     git(project, "add", "-f", "forced.log")
     (project / "gone").unlink()
-    assert sync.working_files(project, []) == [
+    assert worktree.working_files(project, []) == [
         "-rf", ".gitignore", "data/set", "forced.log", "new", "nl\nnl", "tracked"
     ]  # fmt: skip
-    assert "data/set" not in sync.working_files(project, ["/data/"])
-    assert "tracked" not in sync.working_files(project, ["track*"])
+    assert "data/set" not in worktree.working_files(project, ["/data/"])
+    assert "tracked" not in worktree.working_files(project, ["track*"])
 
 
 @pytest.mark.parametrize("name", ["sub", "s[u]b", "s*b", "with space", "ünï"])
@@ -87,10 +87,10 @@ def test_in_a_folder_of_a_repository_the_rules_begin_at_that_folder(project: Pat
     write(project, "outside", "results/kept", f"{name}/results/x", f"{name}/a", f"{name}/data/x", f"{name}/b/data/x")
     write(project, f"{name}/big", f"{name}/b/big")
     git(project, "add", f"{name}/big")
-    assert sync.working_files(sub, []) == ["a", "b/big", "b/data/x", "big", "data/x"]
-    assert sync.working_files(sub, ["/big", "/data/"]) == ["a", "b/big", "b/data/x"]
-    assert sync.working_files(sub, ["b/data", "big"]) == ["a", "data/x"]
-    assert sync.working_files(sub, ["data", "!/data/"]) == ["a", "b/big", "big", "data/x"]
+    assert worktree.working_files(sub, []) == ["a", "b/big", "b/data/x", "big", "data/x"]
+    assert worktree.working_files(sub, ["/big", "/data/"]) == ["a", "b/big", "b/data/x"]
+    assert worktree.working_files(sub, ["b/data", "big"]) == ["a", "data/x"]
+    assert worktree.working_files(sub, ["data", "!/data/"]) == ["a", "b/big", "big", "data/x"]
 
 
 def test_repositories_within_are_sent_by_their_own_rules(project: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_repositories_within_are_sent_by_their_own_rules(project: Path, tmp_path
     git(project / "nested", "init", "-q")
     git(project, "commit", "-qm", "x")
     git(project, "submodule", "deinit", "-q", "-f", "empty")
-    assert sync.working_files(project, []) == [
+    assert worktree.working_files(project, []) == [
         ".gitmodules", "mod/lib.py", "nested/.gitignore", "nested/n.py", "nested/results/r", "top",
     ]  # fmt: skip
 
@@ -123,29 +123,29 @@ def test_a_git_hook_that_runs_us_changes_nothing(
     git(project, "init", "-q")
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git/index"))
-    assert sync.working_files(project, []) == ["a"]
+    assert worktree.working_files(project, []) == ["a"]
 
 
 def test_without_git_only_what_needs_its_rules_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync, "has_git", lambda: False)
+    monkeypatch.setattr(worktree, "has_git", lambda: False)
     write(project, "a", ".git/config", "b/.git/x", "results/1/x")
-    assert sync.working_files(project, []) == ["a"]
+    assert worktree.working_files(project, []) == ["a"]
     with pytest.raises(UsageError, match="git is needed"):
-        sync.working_files(project, ["*.bin"])
+        worktree.working_files(project, ["*.bin"])
 
 
 def test_a_link_stays_one_and_may_not_lead_out(project: Path) -> None:
     write(project, "d/file")
     for name, target in {"in": "d/file", "d/up": "../d/file", "folder": "d", "broken": "nowhere"}.items():
         (project / name).symlink_to(target)
-    tree = sync.read_tree(project, sync.every_file(project))
+    tree = worktree.read_tree(project, worktree.every_file(project))
     assert {(path, target) for path, target, kind in tree.entries if kind == "link"} == {
         ("in", "d/file"), ("d/up", "../d/file"), ("folder", "d"), ("broken", "nowhere"),
     }  # fmt: skip
     for target in ("/etc/passwd", "../x", "d/../../x", ".."):
         (project / "out").symlink_to(target)
         with pytest.raises(UsageError, match="outside the folder"):
-            sync.read_tree(project, ["out"])
+            worktree.read_tree(project, ["out"])
         (project / "out").unlink()
 
 
@@ -153,22 +153,22 @@ def test_a_tree_has_files_modes_and_nothing_else(project: Path) -> None:
     write(project, "a", "run")
     (project / "run").chmod(0o755)
     os.mkfifo(project / "pipe")
-    tree = sync.read_tree(project, ["a", "pipe", "run", "vanished"], prefix="p/")
+    tree = worktree.read_tree(project, ["a", "pipe", "run", "vanished"], prefix="p/")
     assert [(path, kind) for path, _, kind in tree.entries] == [("p/a", "file"), ("p/run", "exec")]
-    assert tree.id == sync.read_tree(project, ["run", "a"], prefix="p/").id
+    assert tree.id == worktree.read_tree(project, ["run", "a"], prefix="p/").id
     (project / "a").chmod(0o755)
-    assert tree.id != sync.read_tree(project, ["run", "a"], prefix="p/").id
+    assert tree.id != worktree.read_tree(project, ["run", "a"], prefix="p/").id
 
 
 def test_a_file_that_cannot_be_read_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(project, "secret\x1b[2J")
 
-    def refuse(path: Path) -> tuple[str, int]:
+    def refuse(path: str) -> tuple[str, int]:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(sync, "digest_of", refuse)
+    monkeypatch.setattr(worktree, "digest_of", refuse)
     with pytest.raises(UsageError, match="Permission denied") as refused:
-        sync.read_tree(project, ["secret\x1b[2J"])
+        worktree.read_tree(project, ["secret\x1b[2J"])
     assert "\x1b" not in str(refused.value) and "exclude" in refused.value.hint
 
 
@@ -180,13 +180,13 @@ def test_a_push_sends_only_what_is_not_there(machine: Machine, project: Path) ->
     (project / "b/same").write_text("a")
     (project / "empty").touch()
     (project / "big").write_bytes(os.urandom(1 << 20) + b"\0" * (1 << 20))
-    names = sync.every_file(project)
-    first = sync.push(machine.wire, sync.read_tree(project, names))
+    names = worktree.every_file(project)
+    first = sync.push(machine.wire, worktree.read_tree(project, names))
     assert (first.files, first.sent_files, first.sent_bytes) == (5, 4, (2 << 20) + 4)
-    again = sync.push(machine.wire, sync.read_tree(project, names))
+    again = sync.push(machine.wire, worktree.read_tree(project, names))
     assert (again.files, again.sent_files) == (5, 0)
     write(project, "new")
-    assert sync.push(machine.wire, sync.read_tree(project, [*names, "new"])).sent_files == 1
+    assert sync.push(machine.wire, worktree.read_tree(project, [*names, "new"])).sent_files == 1
     there = machine.root / "trees" / first.tree
     assert (there / "big").read_bytes() == (project / "big").read_bytes() and (there / "b/same").read_text() == "a"
 
@@ -194,7 +194,7 @@ def test_a_push_sends_only_what_is_not_there(machine: Machine, project: Path) ->
 @pytest.mark.parametrize("how", ["changed", "grown", "shrunk", "gone"])
 def test_a_file_that_changes_while_it_is_sent_is_not_taken(machine: Machine, project: Path, how: str) -> None:
     (project / "a").write_bytes(b"x" * 1000)
-    tree = sync.read_tree(project, ["a"])
+    tree = worktree.read_tree(project, ["a"])
     (project / "a").write_bytes(
         {"changed": b"y" * 1000, "grown": b"x" * 9_000_000, "shrunk": b"x" * 9, "gone": b""}[how]
     )
@@ -207,9 +207,27 @@ def test_a_file_that_changes_while_it_is_sent_is_not_taken(machine: Machine, pro
     assert (machine.root / "trees" / tree.id / "a").read_bytes() == b"x" * 1000
 
 
+def test_content_that_is_only_half_there_is_not_taken_for_whole(machine: Machine, project: Path) -> None:
+    """As an agent leaves it that was killed, or that is still at it: under its name, but without its mark."""
+    write(project, "small", "run")
+    (project / "run").chmod(0o755)
+    tree = worktree.read_tree(project, ["small", "run"])
+    (machine.root / "blobs").mkdir(parents=True)
+    half = machine.root / "blobs" / digest(b"small")
+    half.write_bytes(b"sma")
+    with half.open("ab") as another:
+        assert sync.push(machine.wire, tree).sent_files == 2
+        another.write(b"x")  # whoever is at it still doesn't spoil what has come since
+    there = machine.root / "trees" / tree.id
+    assert (there / "small").read_bytes() == b"small" and (there / "run").read_bytes() == b"run"
+    assert [(there / name).stat().st_mode & 0o777 for name in ("small", "run")] == [0o444, 0o555]
+    assert blobs(machine) == {digest(b"small"), digest(b"run")}
+    assert sync.push(machine.agent(), tree).sent_files == 0
+
+
 def test_a_machine_gets_no_content_but_of_the_tree(project: Path) -> None:
     write(project, "a")
-    tree = sync.read_tree(project, ["a"])
+    tree = worktree.read_tree(project, ["a"])
     for missing in (["0" * 64], ["../../etc/passwd"], [[]], 7, None, [{}]):
         with pytest.raises(Refused):
             sync.push(false_wire({"tree": False, "missing": missing}), tree)
@@ -227,7 +245,7 @@ def test_what_a_job_has_done_to_its_inputs_is_undone_by_the_next_push(machine: M
     (project / "run").chmod(0o755)
     (project / "link").unlink()
     (project / "link").symlink_to("d/one")
-    tree = sync.read_tree(project, sync.every_file(project))
+    tree = worktree.read_tree(project, worktree.every_file(project))
     sync.push(machine.wire, tree)
     there = machine.root / "trees" / tree.id
     spoil = {
@@ -249,7 +267,7 @@ def test_what_a_job_has_done_to_its_inputs_is_undone_by_the_next_push(machine: M
 
 def test_content_that_was_only_touched_is_not_sent_again(machine: Machine, project: Path) -> None:
     write(project, "a")
-    tree = sync.read_tree(project, ["a"])
+    tree = worktree.read_tree(project, ["a"])
     sync.push(machine.wire, tree)
     os.utime(machine.root / "trees" / tree.id / "a")
     assert sync.push(machine.wire, tree).sent_files == 0
@@ -270,7 +288,7 @@ def test_what_nobody_needs_is_removed_after_two_weeks(
     trees = {}
     for name in ("work", "input", "library", "ended", "new"):
         (project / name).write_text(name)
-        trees[name] = sync.read_tree(project, [name])
+        trees[name] = worktree.read_tree(project, [name])
         if name != "new":
             sync.push(machine.wire, trees[name])
     machine.ran(1, "true", tree=trees["ended"].id)
@@ -329,6 +347,28 @@ def results(tmp_path: Path) -> Path:
 
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_more_files_come_than_are_synced_at_once(
+    machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "AT_ONCE", 4)
+    monkeypatch.setattr(arrivals, "OPEN", 3)
+    machine.ran(
+        1, "cd outputs; for d in 1 2 3 4 5; do mkdir -p $d/in; for f in a b c; do echo $d$f > $d/in/$f; done; done"
+    )
+    assert Outputs(results).pull(machine.wire, 1, ["outputs"], final=True).new_files == 15
+    assert everything(results) == everything(machine.folder(1) / "work") and os.listdir(results) == ["outputs"]
+
+
+def test_a_small_file_that_changes_while_it_is_read_comes_the_next_time(results: Path) -> None:
+    head = j({"pack": [["outputs/a", len(DATA), digest(b"before")]]})
+    wire = false_wire(manifest(FILE), stream(head, frame(b"D", DATA)), manifest(FILE), stream(*sent("outputs/a")))
+    outputs = Outputs(results)
+    outputs.pull(wire, 1, ["outputs"], final=False)
+    assert everything(results) == {}
+    outputs.pull(wire, 1, ["outputs"], final=False)
+    assert everything(results) == {"outputs/a": DATA}
 
 
 def test_a_pull_brings_each_file_once(machine: Machine, results: Path) -> None:

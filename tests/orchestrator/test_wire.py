@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import struct
+import subprocess
+import sys
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +21,7 @@ from hypothesis import strategies as st
 from orchestrator import wire
 from orchestrator.errors import Refused, TransferIncomplete, Unreachable
 from orchestrator.wire import CHUNK, MAX_FRAME, MachineError, Wire, frame, inflate, parse
-from tests.orchestrator.machines import FalseAgent, false_wire, j, ok, stream
+from tests.orchestrator.machines import FalseAgent, Machine, false_wire, j, ok, stream
 
 
 def frames(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -35,9 +42,7 @@ class Sink(FalseAgent):
 
     def sendall(self, data: Any) -> None:
         data = bytes(data)
-        skipped = min(self.skip, len(data))
-        self.skip -= skipped
-        self.got += data[skipped:]
+        self.got += data
         if data[-5:-4] == b"E":
             self.out += ok({"taken": 1})
 
@@ -70,6 +75,19 @@ def test_compression_is_used_only_while_it_helps() -> None:
     sent = frames(bytes(sink.got))
     assert [kind for kind, _ in sent] == [b"J", b"J", b"Z", b"Z", b"J", b"D", b"Z", b"J", b"Z", b"D", b"J", b"E"]
     assert inflate(sent[2][1]) == zeros and sent[5][1] == noise and len(sink.got) < 2 * CHUNK
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how far away the other end is")
+def test_nothing_is_compressed_for_a_machine_in_the_house() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sock:
+        sink: Any = Sink(b"")
+        sink.transport = SimpleNamespace(sock=sock, remote_version="SSH-2.0-another")
+        near = Wire(sink, 5)
+        near.put([({"digest": "a"}, [b"\0" * CHUNK])])
+        assert [kind for kind, _ in frames(bytes(sink.got))] == [b"J", b"J", b"D", b"E"]
+        sink.out += ok({}) + frame(b"E")
+        assert list(near.get(1, [])) == [] and b'"squeeze": false' in sink.got
+    assert not wire.is_near(None) and not wire.is_near(SimpleNamespace(sock=sock))  # type: ignore[arg-type]
 
 
 def test_an_early_answer_stops_the_sending() -> None:
@@ -176,6 +194,88 @@ def test_a_machine_that_says_nothing_is_unreachable_and_the_error_says_for_how_l
 
 
 def test_the_agent_travels_with_its_length() -> None:
-    length, program = wire.source().split(b"\n", 1)
-    assert int(length) == len(program) and b"Supervisor" in program
-    compile(program, "agent", "exec")
+    length, packed = wire.parcel().split(b"\n", 1)
+    assert int(length) == len(packed)
+    for name, text in json.loads(zlib.decompress(packed)).items():
+        compile(text, name, "exec")
+
+
+# ---- what a machine keeps of the agent ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    made.end()
+
+
+def kept(machine: Machine) -> Path:
+    (found,) = (machine.root / "bin").glob("agent-*")
+    return found
+
+
+def test_an_agent_is_sent_once_and_one_that_is_damaged_once_more(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parcel, sent = wire.parcel(), 0
+
+    def send() -> bytes:
+        nonlocal sent
+        sent += 1
+        return parcel
+
+    monkeypatch.setattr(wire, "parcel", send)
+    for _ in range(2):
+        assert machine.agent().call("jobs") == {}
+    assert sent == 1
+    whole = kept(machine).read_bytes()
+    assert wire.digest() in kept(machine).name and kept(machine).stat().st_mode & 0o077 == 0
+    for number, damaged in enumerate([b"", whole[:-1], whole[:50_000] + b"x" + whole[50_001:], b"\0" * len(whole)], 2):
+        kept(machine).write_bytes(damaged)
+        assert machine.agent().call("jobs") == {}
+        assert sent == number and kept(machine).read_bytes() == whole
+    (machine.root / "bin" / "supervisor.py").write_text("")
+    assert machine.agent().call("jobs") == {} and sent == 5
+    assert (machine.root / "bin" / "supervisor.py").stat().st_size > 1000
+
+
+def test_another_clients_agent_makes_room(machine: Machine) -> None:
+    other = machine.root / "bin" / "agent-other.cpython-38"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"other")
+    assert machine.agent().call("jobs") == {}
+    assert kept(machine) != other
+
+
+def test_where_nothing_can_be_kept_an_agent_answers(machine: Machine) -> None:
+    tag = sys.implementation.cache_tag
+    (machine.root / "bin" / f"agent-{wire.digest()}.{tag}" / "in-the-way").mkdir(parents=True)
+    for _ in range(2):
+        assert machine.agent().call("jobs") == {}
+    assert [file.name for file in (machine.root / "bin").glob("agent-*")] == [f"agent-{wire.digest()}.{tag}"]
+
+
+def test_a_machine_that_asks_and_asks_is_sent_it_once() -> None:
+    sink: Any = Sink()
+    sink.out = bytearray((b"y\n" * 100 + wire.WANTED) * 10_000)
+    with pytest.raises(TransferIncomplete, match="prints without end"):
+        Wire(sink, 5)
+    assert bytes(sink.got) == wire.parcel()
+
+
+def test_a_question_of_few_words_loads_little(machine: Machine) -> None:
+    machine.agent()
+    argv = [sys.executable, "-X", "importtime", "-S", "-X", "utf8", "-u", "-c", wire.LOADER, wire.digest()]
+    asked = frame(b"J", json.dumps({"op": "jobs"}).encode())
+    done = subprocess.run(argv, input=asked, env=machine.env, capture_output=True, timeout=60, check=True)
+    assert done.stdout.endswith(ok({}))
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
+    assert "contextlib" in loaded and not loaded & {
+        "_hashlib",
+        "_ctypes",
+        "_socket",
+        "lzma",
+        "typing",
+        "_posixsubprocess",
+    }

@@ -127,8 +127,27 @@ def test_the_fast_nets_first_layer_can_be_whitened():
     model.whiten(images)
     given = model.stem(images)[:, :12].transpose(0, 1).flatten(1)
     assert torch.allclose(given @ given.T / given.shape[1], torch.eye(12), atol=0.02)
-    assert not model.stem.weight.requires_grad
+    assert not any(parameter.requires_grad for parameter in model.stem.parameters())
     assert torch.equal(model.stem.weight[:12], -model.stem.weight[12:])
+
+
+def test_the_fast_net_answers_with_the_mean_of_its_views():
+    torch.manual_seed(0)
+    options = {"widths": "8-16", "depths": "1-2"}
+    one, two, six = (models.build("fast", PICTURES, {**options, "views": views}).eval() for views in (1, 2, 6))
+    two.load_state_dict(one.state_dict())
+    six.load_state_dict(one.state_dict())
+    images = torch.randn(5, 3, 8, 8)
+    framed = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    up, down = framed[:, :, 2:, 2:], framed[:, :, :-2, :-2]
+    both = [(one(seen) + one(seen.flip(3))) / 2 for seen in (images, up, down)]
+    assert torch.allclose(two(images), both[0], atol=1e-6)
+    assert torch.allclose(six(images), sum(both) / 3, atol=1e-6)
+    assert not torch.allclose(six(images), two(images), atol=1e-4)
+    one.train(), six.train()
+    assert torch.allclose(six(images), one(images), atol=1e-6)  # in training there is one view
+    with pytest.raises(BadModel, match="may be 1, 2 or 6"):
+        models.build("fast", PICTURES, {"views": 3})
 
 
 def test_log_mel_bands_rise_with_the_pitch():

@@ -63,10 +63,12 @@ def test_adamw_is_torchs_own_class_bit_for_bit(twins, decay):
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_a_restored_state_goes_on_where_it_was(twins, name):
+@pytest.mark.parametrize(
+    ("name", "precision"), [("sgd", "fp32"), ("adamw", "fp32"), ("muon", "fp32"), ("muon", "bf16")]
+)
+def test_a_restored_state_goes_on_where_it_was(twins, name, precision):
     ours, theirs = twins
-    config = configure({"optimiser": name, "lr": 0.02})
+    config = configure({"optimiser": name, "lr": 0.02, "precision": precision})
     first = optim.build(config, ours)
     first.step([torch.ones_like(each) for each in first.parameters])
     theirs.load_state_dict(ours.state_dict())
@@ -77,11 +79,12 @@ def test_a_restored_state_goes_on_where_it_was(twins, name):
     assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("shape", [(40, 20), (20, 40), (16, 150)])
-def test_muon_makes_every_direction_about_as_long(shape):
+def test_muon_makes_every_direction_about_as_long(shape, half):
     torch.manual_seed(0)
     uneven = torch.diag(torch.logspace(0, -1.5, shape[0])) @ torch.randn(shape)
-    before, lengths = (torch.linalg.svdvals(each) for each in (uneven, optim.orthogonal(uneven)))
+    before, lengths = (torch.linalg.svdvals(each) for each in (uneven, optim.orthogonal(uneven, half=half)))
     assert before.min() / before.max() < 0.1
     assert lengths.min() > 0.3 and lengths.max() < 1.3
 

@@ -1,0 +1,314 @@
+"""What was pushed here: blobs, which are content under its digest, and trees, which are folders of links to them.
+
+A blob has a time of change that its content alone decides: it is given once all is there and checked, and so says that
+a blob is whole, and any change since shows. Standard library only, Python 3.8 and up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import importlib
+import json
+import os
+import re
+import shutil
+import time
+
+TYPE_CHECKING = False  # see `start.py`
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Tuple
+
+    Facts = Dict[str, Any]
+    Entry = Tuple[str, str, str]  # path, digest or a link's target, "file" | "exec" | "link"
+supervisor: Any = importlib.import_module("supervisor")  # which lies beside this one
+RESUMED = 1 << 20  # from this size on, half a blob is kept for who goes on with it
+KEPT_S = 14 * 86400  # trees and blobs that nobody has asked for since are removed
+SAFE_S = 3600  # this long even where the disk is full: their job may be about to be queued
+NOTED_S = 600  # that somebody has asked is noted so often
+MIN_FREE = 5 << 30  # bytes of disk, below which what isn't needed is removed early
+
+
+class Damaged(Exception):
+    """What arrived of a blob isn't its content."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"what arrived of {digest} was damaged")
+
+
+# ---- blobs --------------------------------------------------------------------------------------------------------
+
+
+def blobs() -> str:
+    """The folder of them all, made where it isn't there."""
+    folder = str(supervisor.path("blobs"))
+    os.makedirs(folder, exist_ok=True)
+    return folder
+
+
+def blob(digest: str) -> str:
+    if not re.match(r"^[0-9a-f]{64}$", digest):
+        raise Damaged(repr(digest))
+    return str(supervisor.path("blobs", digest))
+
+
+def part(digest: str) -> str:
+    """Where a blob is put until all of it is here."""
+    return str(supervisor.path("blobs", "part." + os.path.basename(blob(digest))))
+
+
+def came_ns(digest: str) -> int:
+    """A blob's time of change: a second between 2001 and 2010."""
+    return (10**9 + int(digest[:7], 16)) * 10**9
+
+
+def has_blob(digest: str) -> bool:
+    """Whether that content is here, whole; that it was asked for is noted.
+
+    What isn't as it came is read again: a job may be root, and jobs read their inputs through links.
+    """
+    name = blob(digest)
+    try:
+        info = os.stat(name)
+        whole = info.st_mtime_ns == came_ns(digest)
+        if not whole and importlib.import_module("outputs").hash_file(name, info.st_size) != digest:
+            return False
+        if not whole or info.st_atime < time.time() - NOTED_S:
+            os.utime(name, ns=(time.time_ns(), came_ns(digest)))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def missing(tree: str, digests: List[str]) -> Facts:
+    """Which of these trees and blobs aren't here, and how many bytes are of those that have begun to come."""
+    if has_tree(tree):
+        return {"tree": True, "missing": [], "begun": {}}
+    here = set(os.listdir(blobs()))
+    lacking = [digest for digest in digests if digest not in here or not has_blob(digest)]
+    begun = {digest: os.path.getsize(part(digest)) for digest in lacking if "part." + digest in here}
+    return {"tree": False, "missing": lacking, "begun": begun}
+
+
+def take_small(pack: List[Tuple[str, int]], data: bytes) -> None:
+    """Keeps the blobs that these sizes cut the data into. Raises OSError, Damaged."""
+    folder, whole, at = blobs(), memoryview(data), 0
+    now, mask = time.time_ns(), os.umask(0o022)  # a job need not be its owner
+    try:
+        for digest, size in pack:
+            content = whole[at : at + size]
+            at += size
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise Damaged(digest)
+            keep_small(f"{folder}/{digest}", content, (now, came_ns(digest)))
+    finally:
+        os.umask(mask)
+
+
+def keep_small(name: str, content: memoryview, times: Tuple[int, int]) -> None:
+    """Writes a blob in its place; over one that isn't whole, or that another agent is at, only once it is whole."""
+    place = name
+    try:
+        file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+    except FileExistsError:
+        place = f"{os.path.dirname(name)}/aside.{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)
+        file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+    try:
+        while content:
+            content = content[os.write(file, content) :]
+        os.utime(file, ns=times)
+        if place != name:
+            os.replace(place, name)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)
+        raise
+    finally:
+        os.close(file)
+
+
+def take_large(digest: str, offset: int, frames: Any) -> None:
+    """Keeps a blob, of which `offset` bytes are here, out of the frames that come. Raises OSError, Damaged.
+
+    Of one that is cut off what came stays.
+    """
+    name = part(digest)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(name, "r+b" if os.path.exists(name) else "w+b", buffering=0))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # whoever was cut off may not have noticed yet: its part is only read
+            before, name = file, f"{name}.{os.getpid()}"
+            file = stack.enter_context(open(name, "w+b", buffering=0))
+            shutil.copyfileobj(before, file)
+            file.seek(0)
+        kept = False
+        try:
+            got, at = hashlib.sha256(), 0
+            while at < offset:
+                chunk = file.read(min(1 << 20, offset - at))
+                if not chunk:
+                    raise Damaged(digest)
+                got.update(chunk)
+                at += len(chunk)
+            file.truncate(at)
+            while frames.kind == b"D":
+                got.update(frames.body)
+                write_or_skip(file, frames.body)
+                at += len(frames.body)
+                frames.next()
+            file.truncate(at)
+            if not frames.kind and name == part(digest) and at >= RESUMED:
+                kept = True
+            elif got.hexdigest() != digest:
+                raise Damaged(digest)
+            else:
+                os.chmod(name, 0o444)
+                os.utime(name, ns=(time.time_ns(), came_ns(digest)))
+                os.replace(name, blob(digest))
+                kept = True
+        finally:
+            if not kept:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+
+
+def write_or_skip(file: Any, data: bytes) -> None:
+    """Writes all of it; where it's nothing but zeros, leaves a hole. The file's size is set in the end."""
+    if not data.lstrip(b"\0"):
+        file.seek(len(data), os.SEEK_CUR)
+        return
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+# ---- trees --------------------------------------------------------------------------------------------------------
+
+
+def manifest_of(tree: str) -> str:
+    return str(supervisor.path("manifests", tree + ".json"))
+
+
+def has_tree(tree: str) -> bool:
+    """Whether that tree is here, each of its files as it came. What a job has added is left to it."""
+    folder, entries = supervisor.path("trees", tree), supervisor.read_json(manifest_of(tree))
+    if entries is None or not os.path.isdir(folder):
+        return False
+    try:
+        for name, digest, mode in entries:
+            if mode == "link":
+                if os.readlink(f"{folder}/{name}") != digest:
+                    return False
+            elif os.lstat(f"{folder}/{name}").st_mtime_ns != came_ns(digest):
+                return False
+    except OSError:
+        return False
+    os.utime(folder)
+    return True
+
+
+def build(tree: str, entries: List[Entry]) -> None:
+    """Makes the tree out of blobs, as hard links; an executable is a copy, since its mode would be its blob's too."""
+    target, store = supervisor.path("trees", tree), blobs()
+    if has_tree(tree):
+        return
+    aside = f"{target}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    os.makedirs(aside)
+    made = {aside}
+    try:
+        for name, digest, mode in entries:
+            place = f"{aside}/{name}"
+            folder = place[: place.rindex("/")]
+            if folder not in made:
+                os.makedirs(folder, exist_ok=True)
+                made.add(folder)
+            if mode == "link":
+                os.symlink(digest, place)
+            elif mode == "exec":
+                copy(digest, place, 0o555)
+            else:
+                try:
+                    os.link(f"{store}/{digest}", place)
+                except OSError:  # 65,000 links to one file are ext4's limit: empty files come to that
+                    copy(digest, place, 0o444)
+        write_manifest(tree, entries)
+        if os.path.isdir(target):  # one that a job has changed
+            os.replace(target, aside + ".changed")
+        os.replace(aside, target)
+        shutil.rmtree(aside + ".changed", ignore_errors=True)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not has_tree(tree):  # else another agent was faster
+            raise
+
+
+def copy(digest: str, place: str, mode: int) -> None:
+    shutil.copyfile(blob(digest), place)
+    os.chmod(place, mode)
+    os.utime(place, ns=(time.time_ns(), came_ns(digest)))
+
+
+def write_manifest(tree: str, entries: List[Entry]) -> None:
+    """Not synced, which would wait for all that has been written: a tree without one is built again."""
+    name = manifest_of(tree)
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    with open(f"{name}.{os.getpid()}", "w", encoding="utf-8") as file:
+        file.write(json.dumps(entries))
+    os.replace(f"{name}.{os.getpid()}", name)
+
+
+# ---- what nobody needs --------------------------------------------------------------------------------------------
+
+
+def prune(needed_bytes: int) -> int:
+    """Removes trees and blobs that no job here needs and nobody has asked for lately; returns how many went.
+
+    That is for two weeks, or for an hour where less than those bytes and a margin are free. Where there is room, it
+    looks once a day.
+    """
+    disk = shutil.disk_usage(supervisor.ROOT)
+    tight = disk.free < needed_bytes + min(MIN_FREE, disk.total // 10)
+    looked = supervisor.path("pruned")
+    if not tight and os.path.exists(looked) and time.time() - os.stat(looked).st_mtime < 86400:
+        return 0
+    with open(looked, "w"):
+        pass
+    before, removed = time.time() - (SAFE_S if tight else KEPT_S), 0
+    trees = supervisor.path("trees")
+    with open(supervisor.path("queue.lock"), "w") as queue:  # no job is queued meanwhile
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        used = in_use()
+        for name in os.listdir(trees):
+            folder = os.path.join(trees, name)
+            if name not in used and os.stat(folder).st_mtime < before:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(manifest_of(name))
+        for folder, _, names in os.walk(blobs()):
+            for name in names:
+                place = os.path.join(folder, name)
+                info = os.stat(place)
+                asked = info.st_mtime if "." in name else info.st_atime  # of a part, when it last grew
+                if info.st_nlink == 1 and asked < before:  # else a tree has it
+                    os.unlink(place)
+                    removed += 1
+    return removed
+
+
+def in_use() -> set[str]:
+    """The trees of every job that hasn't ended."""
+    found: set[str] = set()
+    for name in glob.glob(supervisor.path("jobs", "*", "job.json")):
+        if supervisor.status(os.path.dirname(name))["state"] in ("succeeded", "failed", "stopped"):
+            continue  # one that was lost may go on
+        job = supervisor.read_json(name) or {}
+        found.update(job.get("libraries", []), filter(None, [job.get("tree"), job.get("restore")]))
+        found.update(source.split("/")[0] for source in job.get("inputs", {}).values())
+    return found
