@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Facts = Dict[str, Any]
     Entry = Tuple[str, str, str]  # path, digest or a link's target, "file" | "exec" | "link"
 supervisor: Any = importlib.import_module("supervisor")  # which lies beside this one
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # the sha256 of nothing
 RESUMED = 1 << 20  # from this size on, half a blob is kept for who goes on with it
 KEPT_S = 14 * 86400  # trees and blobs that nobody has asked for since are removed
 SAFE_S = 3600  # this long even where the disk is full: their job may be about to be queued
@@ -64,6 +65,11 @@ def came_ns(digest: str) -> int:
     return (10**9 + int(digest[:7], 16)) * 10**9
 
 
+def is_as_it_came(info: os.stat_result, digest: str) -> bool:
+    """Whether a file has that time. After a power cut it may have that, and none of its content: that is no blob."""
+    return info.st_mtime_ns == came_ns(digest) and (info.st_size > 0 or digest == EMPTY)
+
+
 def has_blob(digest: str) -> bool:
     """Whether that content is here, whole; that it was asked for is noted.
 
@@ -72,7 +78,7 @@ def has_blob(digest: str) -> bool:
     name = blob(digest)
     try:
         info = os.stat(name)
-        whole = info.st_mtime_ns == came_ns(digest)
+        whole = is_as_it_came(info, digest)
         if not whole and importlib.import_module("outputs").hash_file(name, info.st_size) != digest:
             return False
         if not whole or info.st_atime < time.time() - NOTED_S:
@@ -204,7 +210,7 @@ def has_tree(tree: str) -> bool:
             if mode == "link":
                 if os.readlink(f"{folder}/{name}") != digest:
                     return False
-            elif os.lstat(f"{folder}/{name}").st_mtime_ns != came_ns(digest):
+            elif not is_as_it_came(os.lstat(f"{folder}/{name}"), digest):
                 return False
     except OSError:
         return False

@@ -225,6 +225,23 @@ def test_content_that_is_only_half_there_is_not_taken_for_whole(machine: Machine
     assert sync.push(machine.agent(), tree).sent_files == 0
 
 
+def test_content_that_a_power_cut_has_taken_is_sent_again(machine: Machine, project: Path) -> None:
+    """A journal may have kept a file's name and time, and nothing of its content."""
+    write(project, "a")
+    (project / "empty").touch()
+    tree = worktree.read_tree(project, ["a", "empty"])
+    sync.push(machine.wire, tree)
+    kept, there = machine.root / "blobs" / digest(b"a"), machine.root / "trees" / tree.id
+    time = kept.stat().st_mtime_ns
+    kept.chmod(0o644)
+    os.truncate(kept, 0)
+    os.utime(kept, ns=(time, time))
+    assert (there / "a").read_bytes() == b""
+    assert sync.push(machine.agent(), tree).sent_files == 1
+    assert (there / "a").read_bytes() == b"a" and (there / "empty").read_bytes() == b""
+    assert sync.push(machine.wire, tree).sent_files == 0
+
+
 def test_a_machine_gets_no_content_but_of_the_tree(project: Path) -> None:
     write(project, "a")
     tree = worktree.read_tree(project, ["a"])
