@@ -14,8 +14,9 @@ MODULES: dict[str, Any] = sys.modules
 told: dict[str, Any] = {"invoke": None, "importlib.metadata": SimpleNamespace(version=lambda name: "5")}
 told = {name: module for name, module in told.items() if name not in MODULES}
 MODULES.update(told)
-import paramiko as paramiko  # noqa: E402
-
-for name, module in told.items():
-    if MODULES[name] is module:
-        del MODULES[name]
+try:
+    import paramiko as paramiko
+finally:
+    for name, module in told.items():
+        if MODULES[name] is module:
+            del MODULES[name]

@@ -44,7 +44,7 @@ STORES = {  # the clouds' own, by their documents; none was called
 DOMAINS = {"aliyuncs.com": "aliyun", "myqcloud.com": "tencent", "myhuaweicloud.com": "huawei"}
 AMAZON = "aws"
 LONGEST_S = 7 * 86400  # that an address may be valid, by the signature's own rule (version 4)
-FETCH_S = 6 * 3600  # for a machine to fetch an archive
+FETCH_S, SLOW = 6 * 3600, 1 << 20  # for a machine to fetch an archive, or longer: at so many bytes a second
 RENEW_S = 900.0  # a key that is itself lent for an hour makes addresses that end with it
 KIND = "application/octet-stream"  # signed with the address, as the machine sends it
 PIECE, MOST_PIECES = 4 << 30, 64  # an archive is cut into objects of so many bytes: stores take 5 GiB in a request
@@ -351,11 +351,12 @@ def restore(wire: Wire, session: Session, job: Job, node: int, say: Say) -> str 
             say(f"what came home is newer than the bucket's checkpoint of {clock(archive.at)}: it is sent from here")
             return None
         keys = [{"Bucket": place.bucket, "Key": f"{part}/{name}"} for name in archive.objects()]
-        urls = [store.generate_presigned_url("get_object", Params=key, ExpiresIn=FETCH_S) for key in keys]
+        valid_s = min(max(FETCH_S, archive.size // SLOW), LONGEST_S)
+        urls = [store.generate_presigned_url("get_object", Params=key, ExpiresIn=valid_s) for key in keys]
         offer = {"urls": urls, "sha256": archive.sha256, "size": archive.size, "files": archive.files}
         say(f"the bucket's checkpoint of {clock(archive.at)} is newer than what came home; the machine fetches it")
         try:
-            answer = wire.call("restore", patience_s=120 + archive.size / 2**20, offer=offer)
+            answer = wire.call("restore", patience_s=120 + archive.size / SLOW, offer=offer)
         except MachineError as error:
             say(f"that checkpoint can't be used: {error}")
             continue

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Config
 
 DRIVER_DEADLINE_S = 1500.0  # a cloud's own script installs it at the first boot, in 5 to 25 minutes, and may reboot
+LOOKS, LOOK_AGAIN_S = 2, 1.0  # before a cloud that doesn't list a machine is believed
 SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine takes one to three minutes
 
 
@@ -362,10 +363,13 @@ def is_gone(session: Session, machine: MachineRow) -> bool:
     try:
         if cloud.lives:
             return not cloud.lives(session.name, session.folder, machine.id)
-        left = cloud.survivors(session.name, session.folder)
+        for look in range(LOOKS):
+            time.sleep(LOOK_AGAIN_S if look else 0)
+            if any(machine.id in one for one in cloud.survivors(session.name, session.folder)):
+                return False
     except InfraError:
         return False
-    return not any(machine.id in one for one in left)
+    return True
 
 
 @contextlib.contextmanager
@@ -382,7 +386,10 @@ def said_where_gone(session: Session, machine: MachineRow) -> Iterator[None]:
 def gone(session: Session, machine: MachineRow, more: str = "") -> MachineGone:
     """The error where a machine has ended by itself, with what to do about it."""
     which = f"machine {machine.node} of {len(session.machines)}" if len(session.machines) > 1 else "the machine"
-    hint = "`orchestrate run --recover` replaces such a machine, and goes on with what came home"
+    hint = (
+        f"`orchestrate down {session.name}` brings home what is left and closes the session; a job of "
+        "`run --recover` goes on elsewhere by itself"
+    )
     if load_cloud(session.provider, session.simulated).keeps_disk:
         hint = (
             f"`orchestrate up {session.name}` starts it again, with the disk that it had; `run --recover` does so too"

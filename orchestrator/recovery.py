@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from infra import provider
 from infra.provider import Machine
 from orchestrator import jobs, lifecycle, payload
-from orchestrator.errors import Locked, OrchestrateError, Refused, TransferIncomplete, Unreachable
+from orchestrator.errors import Locked, MayStillBill, OrchestrateError, Refused, TransferIncomplete, Unreachable
 from orchestrator.fleet import Fleet, Part
 from orchestrator.interrupts import one_interrupt
 from orchestrator.lifecycle import as_made, create, end_machines, finish, is_gone, prepare, rolled_back, start
@@ -40,12 +40,17 @@ MOST = 50  # losses of one job: more is a job that breaks its machines
 def run(
     store: Store, session: Session, config: Config, argv: list[str] | None, watcher: Watcher, detach: bool = False
 ) -> Job:
-    """As lifecycle.run, and whenever the job or its machine is lost, once more. Raises OrchestrateError."""
+    """As lifecycle.run, and whenever the job or its machine is lost, once more. Raises OrchestrateError.
+
+    Machines whose disks are kept are started again first; in place of a rented one that ended before, nothing is rented
+    for a job that hasn't begun.
+    """
     config = config.model_copy(update={"recover": True})  # by the flag, it may not be
     if detach:
         return lifecycle.run(store, session, config, argv, watcher, detach)
-    if gone := [machine for machine in session.machines if is_gone(session, machine)]:
-        session = anew(store, session, config, gone, watcher)
+    if load_cloud(session.provider, session.simulated).keeps_disk:
+        gone = [machine for machine in session.machines if is_gone(session, machine)]
+        session = anew(store, session, config, gone, watcher) if gone else session
     with Fleet(session) as fleet:
         job = start(fleet, store, session, config, argv, watcher)
     with store.keeping(session, job):
@@ -67,7 +72,7 @@ def begin_again(
     for again in reversed(range(REBOOTS)):
         if gone := lost_machines(session, job):
             gone += bring_rest_home(store, session, job, gone, watcher)
-            session = anew(store, session, config, gone, watcher)
+            session = anew(store, session, config, gone, watcher, job)
             store.note(session, f"job {job.number} goes on, on {where(session)}")
             job = replace(job, reason="")  # a notice was one of a machine that is no more
         try:
@@ -147,9 +152,17 @@ def bring_rest_home(
     return stuck
 
 
-def anew(store: Store, session: Session, config: Config, gone: Sequence[MachineRow], watcher: Watcher) -> Session:
+def anew(
+    store: Store,
+    session: Session,
+    config: Config,
+    gone: Sequence[MachineRow],
+    watcher: Watcher,
+    job: Job | None = None,
+) -> Session:
     """Machines in place of those that are gone; if need be, and of one alone, all of them, of which nothing is left.
 
+    Those whose disks are kept are started again, whatever goes wrong at that. `job` is the one that goes on there.
     Raises OrchestrateError.
     """
     config = as_made(session, config)
@@ -159,9 +172,14 @@ def anew(store: Store, session: Session, config: Config, gone: Sequence[MachineR
         gone = [machine for machine in gone if machine.id in {one.id for one in session.machines}]
         if not gone:  # another command has made them anew
             return session
+        if cloud.keeps_disk:
+            if not mended(store, session, config, cloud, gone, watcher):
+                lifecycle.again(store, session, config, {session.provider: cloud}, watcher)
+            return store.pick(session.name)
         store.set_state(session, "creating")
         with one_interrupt(watcher.say), rolled_back(store, session, clouds, watcher):
             if not mended(store, session, config, cloud, gone, watcher):
+                check_at_home(store, session, gone, job)
                 elsewhere(store, session, config, clouds, watcher)
         store.set_state(session, "ready")
     return store.pick(session.name)
@@ -193,6 +211,24 @@ def mended(
     return True
 
 
+def check_at_home(store: Store, session: Session, gone: Sequence[MachineRow], job: Job | None) -> None:
+    """Raises MayStillBill where other jobs' results are on machines that would be ended for that job."""
+    there = {machine.node for machine in session.machines if machine not in gone}
+    others = [
+        other for other in store.jobs(session) if not other.pulled and (job is None or other.number != job.number)
+        and there & ({other.node} if other.node is not None else there)
+    ]  # fmt: skip
+    if others:
+        store.set_state(session, "ready")
+        numbers = ", ".join(str(other.number) for other in others)
+        raise MayStillBill(
+            f"all machines of {session.name!r} would have to be made anew, and results of job {numbers} are on those "
+            "that are there: they are kept, and go on costing what they cost",
+            f"`orchestrate pull {session.name} -j {others[0].number}` brings them home; `orchestrate down "
+            f"{session.name}` ends all",
+        )
+
+
 def rows(session: Session, made: Sequence[Machine]) -> list[MachineRow]:
     """The session's machines for the record, after some were made anew: of the same kind, with a new host key."""
     now, seeded, known = time.time(), seeded_key(session), {row.id for row in session.machines}
@@ -207,9 +243,8 @@ def rows(session: Session, made: Sequence[Machine]) -> list[MachineRow]:
 
 def elsewhere(store: Store, session: Session, config: Config, clouds: Clouds, watcher: Watcher) -> None:
     """New machines, of the offer of before, or of the next that can be had. Raises OrchestrateError."""
-    cloud, lost = clouds[session.provider], session.machine
-    if not cloud.keeps_disk:
-        end_machines(session, cloud, watcher)
+    lost = session.machine
+    end_machines(session, clouds[session.provider], watcher)
     proposal = propose(clouds, session.name, config, watcher.say)
     taken = (lost.region, lost.instance_type) if lost else None
     offers = sorted(proposal.offers, key=lambda offer: (offer.region, offer.instance_type) == taken)

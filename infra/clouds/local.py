@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from infra.provider import Cloud, Machine, MachineSpec, Offer, Request, Say, unh
 
 REAL_SSHD = "ORCHESTRATE_LOCAL_SSHD"  # names an sshd to use in place of our own server
 GIB = 2**30
+ANSWERS_S = 30.0  # for a server that runs to answer
 
 
 def machine_id(session: str, folder: Path, node: int = 0) -> str:
@@ -115,13 +117,24 @@ def is_gpu(asked: str, name: str) -> bool:
 
 
 def create(spec: MachineSpec, say: Say) -> tuple[Machine, ...]:
-    """Start the machines' servers. One that runs already is returned as it is. Raises CreateFailed, MayStillExist."""
-    return tuple(_create(spec, node, say) for node in range(spec.nodes))
+    """Start the machines' servers. One that runs already is returned as it is. Raises CreateFailed, MayStillExist.
+
+    Where one can't be started, nothing is left of those that are new; what was there before stays.
+    """
+    new: list[int] = []
+    try:
+        return tuple(_create(spec, node, new, say) for node in range(spec.nodes))
+    except BaseException as error:
+        for node in reversed(new):
+            _end(files_of(spec.folder, node), machine_id(spec.session, spec.folder, node), spec.session, say)
+        if isinstance(error, OSError):
+            raise CreateFailed(f"can't make the machine's folder: {error}") from error
+        raise
 
 
-def _create(spec: MachineSpec, node: int, say: Say) -> Machine:
+def _create(spec: MachineSpec, node: int, new: list[int], say: Say) -> Machine:
     files, identity, user = files_of(spec.folder, node), machine_id(spec.session, spec.folder, node), hosting.user()
-    running = hosting.find(files, identity)
+    running = _answering(files, identity)
     if running:
         _check_keys(files, spec)
         say(f"the machine runs already, on 127.0.0.1 port {running.port}")
@@ -131,7 +144,9 @@ def _create(spec: MachineSpec, node: int, say: Say) -> Machine:
         sshd=_real_sshd(), environment=hosting.environment(files, identity, user),
     )  # fmt: skip
     left = hosting.survivors(files, identity)
-    if _has_keys(files, spec) and not serves(identity):
+    if _has_keys(files, spec):
+        if serves(identity):
+            raise CreateFailed("the machine's SSH server runs, and does not answer", "try again in a moment")
         on = "; what still runs there goes on" if left else ""
         say(f"the machine has ended; starting it again, with the disk that it had{on}")
         return Machine(identity, "127.0.0.1", hosting.revive(files, settings).port, user, "127.0.0.1")
@@ -139,14 +154,17 @@ def _create(spec: MachineSpec, node: int, say: Say) -> Machine:
         say("removing what is left of an earlier machine of this session")
         _end(files, identity, spec.session, say)
     say("starting an SSH server on 127.0.0.1")
-    try:
-        port = hosting.start(files, settings, spec.host_private_key, spec.client_public_key).port
-    except BaseException as error:
-        destroy(spec.session, spec.folder, say)
-        if isinstance(error, OSError):
-            raise CreateFailed(f"can't make the machine's folder: {error}") from error
-        raise
+    new.append(node)
+    port = hosting.start(files, settings, spec.host_private_key, spec.client_public_key).port
     return Machine(identity, "127.0.0.1", port, user, "127.0.0.1")
+
+
+def _answering(files: Files, identity: str) -> hosting.Listening | None:
+    """The machine's server; one that runs and doesn't answer, as one that starts or is frozen, gets a moment."""
+    deadline = time.monotonic() + ANSWERS_S
+    while (running := hosting.find(files, identity)) is None and serves(identity) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return running
 
 
 def destroy(session: str, folder: Path, say: Say) -> None:

@@ -144,9 +144,11 @@ def take_large(digest: str, offset: int, frames: Any) -> None:
     """
     name = part(digest)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(name, "r+b" if os.path.exists(name) else "w+b", buffering=0))
+        file = stack.enter_context(os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.exists(name) or not os.path.samestat(os.stat(name), os.fstat(file.fileno())):
+                raise BlockingIOError  # it was finished in this instant
         except OSError:  # whoever was cut off may not have noticed yet: its part is only read
             before, name = file, f"{name}.{os.getpid()}"
             file = stack.enter_context(open(name, "w+b", buffering=0))

@@ -161,7 +161,8 @@ def test_a_machine_that_is_gone_is_said_and_its_results_are_not_given_up(
     cli("run", "-d", "--", "bash", "-c", "echo x > outputs/x; echo written; sleep 600")
     eventually(lambda: "written" in cli("logs").out)
     os.kill(server_pid(cli), signal.SIGKILL)
-    assert "does not answer" in cli("run", "--", "true", code=7).err
+    said = cli("run", "--", "true", code=7).err
+    assert "has ended" in said or "does not answer" in said  # the server may be a zombie for a moment
     assert cli("status", "--json").json[0]["answers"] is False
     kept = cli("down", "--yes", code=None)
     assert kept.code in (7, 8) and "results of job 1" in kept.err and "--discard" in kept.err

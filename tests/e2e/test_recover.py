@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import pytest
 from infra import processes
 from infra.clouds import local
 from infra.hosting import is_server
+from orchestrator.store import Store
 from tests.conftest import Cli, survivors
 from tests.groups import undisturbed
 
@@ -276,6 +278,8 @@ def test_local_machines_that_are_lost_are_said_by_status_and_started_again(count
     assert "`orchestrate up s` starts it again" in " ".join(seen.out.split())
     refused = cli("run", code=7)
     assert "machine 1 of 3 of 's' has ended" in refused.err and "`orchestrate up s`" in refused.err
+    records = Store(cli.home)
+    records.extend(records.pick("s"), time.time() - 1)  # as if it had reached its expiry: it gets a new one
     process = cli.start("run", "--recover")
     wait_for(cli, process, eventually, nodes=3)
     kept = folder / "machine-1/home/.orchestrate/jobs/0001/job.json"

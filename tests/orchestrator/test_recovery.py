@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestrator import following, lifecycle, recovery, sync
 from orchestrator.config import Config
-from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.errors import MayStillBill, OrchestrateError, TransferIncomplete, Unreachable
 from orchestrator.store import Job, MachineRow, Session, Store
 from tests.orchestrator.test_lifecycle import Told
 
@@ -100,7 +101,7 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: [])
     monkeypatch.setattr(recovery, "PAUSE_S", 0)
 
-    def anew(store: Store, session: Session, config: Any, lost: list[MachineRow], watcher: Any) -> Session:
+    def anew(store: Store, session: Session, config: Any, lost: list[MachineRow], *_: Any) -> Session:
         replaced.append([one.id for one in lost])
         return store.pick("s")
 
@@ -116,6 +117,48 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     now, again = recovery.begin_again(store, session, Config(), None, job, Told())  # type: ignore[arg-type]
     assert replaced == [["a"], ["b"]] and again is job and now.id == session.id
     assert not tries, "what was a matter of moments was tried again without a machine made anew"
+
+
+def test_a_machine_whose_disk_is_kept_is_started_again_and_never_removed(
+    store: Store, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again(*_: Any) -> None:
+        raise Unreachable("it does not start")
+
+    seen = store.pick("s")
+    monkeypatch.setattr(recovery, "mended", lambda *_: False)
+    monkeypatch.setattr(lifecycle, "again", again)
+    monkeypatch.setattr(lifecycle, "take_away", lambda *_: pytest.fail("it was removed"))
+    with pytest.raises(Unreachable, match="does not start"):
+        anew(store, seen)
+    assert store.pick("s").state == "ready"
+
+
+@pytest.mark.parametrize(("node", "is_kept"), [(None, True), (0, True), (1, False)])
+def test_machines_that_hold_other_jobs_results_are_not_ended_for_one_that_is_lost(
+    store: Store, session: Session, tmp_path: Path, node: int | None, is_kept: bool
+) -> None:
+    store.add_machines(session, [machine("a", 3.0), replace(machine("b", 3.0), node=1)])
+    seen = store.pick("s")
+    lost = store.add_job(seen, "r", "true", [], tmp_path / "1")
+    store.add_job(seen, "q", "true", [], tmp_path / "2", node=node)
+    gone = [one for one in seen.machines if one.node == 1]
+    if is_kept:
+        with pytest.raises(MayStillBill, match="results of job 2 are on those that are there"):
+            recovery.check_at_home(store, seen, gone, lost)
+        assert store.pick("s").state == "ready"
+    else:
+        recovery.check_at_home(store, seen, gone, lost)
+
+
+def test_a_machine_that_a_list_leaves_out_once_is_there(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists: list[list[str]] = [[], ["machine b"]]
+    cloud = SimpleNamespace(lives=None, survivors=lambda *_: lists.pop(0))
+    monkeypatch.setattr(lifecycle, "LOOK_AGAIN_S", 0)
+    monkeypatch.setattr(lifecycle, "load_cloud", lambda *_: cloud)
+    assert not lifecycle.is_gone(session, machine("b", 1.0)) and not lists
+    lists += [[], []]
+    assert lifecycle.is_gone(session, machine("b", 1.0)) and not lists
 
 
 @pytest.mark.parametrize("first", [0, 1])
