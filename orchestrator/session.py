@@ -45,7 +45,9 @@ def connect(session: Session, machine: MachineRow | None = None) -> Host:
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
         raise Unreachable(
             f"the machine of {session.name!r} reached its expiry at {at}, and ended",
-            f"`orchestrate down {session.name}` says what came home of it, and closes the session",
+            f"`orchestrate up {session.name}` starts it again, with the disk that it had"
+            if load_cloud(session.provider, session.simulated).keeps_disk
+            else f"`orchestrate down {session.name}` says what came home of it, and closes the session",
         )
     return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
 

@@ -29,7 +29,11 @@ def look(store: Store, session: Session) -> Seen:
     if session.state == "closed" or session.machine is None:
         return Seen(session, known, None)
     waiting, problems = [job for job in known if not job.pulled], dict[int, str]()
-    with Fleet(session) as fleet:
+    try:
+        machines = Fleet(session)
+    except OrchestrateError as error:  # it has reached its expiry
+        return Seen(session, known, False, f"{error}; {error.hint}")
+    with machines as fleet:
 
         def ask(node: int, host: Host) -> None:
             machine = fleet.machines[node]

@@ -181,6 +181,11 @@ def test_a_machine_that_expired_is_said(cli: Cli, eventually: Callable[..., Any]
     assert session is not None and 0 < session.expires_at - time.time() <= 60
     os.kill(server_pid(cli), signal.SIGTERM)
     eventually(lambda: survivors(cli.home) == [])
+    Store(cli.home).extend(session, time.time() - 1)
+    said = " ".join(cli("status").out.split())  # what else is open is shown all the same
+    assert "reached its expiry" in said and "`orchestrate up s` starts it again" in said
+    assert cli("status", "--json").json[0]["answers"] is False
+    assert "reached its expiry" in cli("run", "--", "true", code=7).err
     cli("down")
 
 
