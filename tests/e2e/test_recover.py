@@ -219,7 +219,7 @@ def test_training_on_three_machines_goes_on_to_the_same_weights_when_two_of_them
     train = ["python", "-m", "trainer", "train", *TRAIN, "--checkpoint-every", "5steps", "--no-resume"]
     process = cli.start("run", "-n", "s", "--", *train)
     before = [row["id"] for row in cli("status", "--json").json[0]["machines"]]
-    work = cloud.home / "machines" / before[0] / "home/.orchestrate/jobs/0001/work/outputs"
+    work = cloud.home / "machines" / before[0] / "home/.orchestrate/jobs/0001" / "work" / "outputs"
 
     def begun() -> bool:
         assert process.poll() is None, process.communicate()[1].decode()

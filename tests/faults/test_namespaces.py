@@ -187,7 +187,7 @@ def test_four_machines_train_one_run_and_neither_a_killed_process_nor_a_lost_mac
     cli.write("orchestrate.yaml", "pull_every: 1s\nstop_grace: 2s\n")
     network = Network(cli.home, "s", NODES, sshd, provider="namespaced")
     results = cli.folder / "results/s/1"
-    log, work = results / "log.txt", network.nodes[0].home / ".orchestrate/jobs/0001/work/outputs"
+    log, work = results / "log.txt", network.nodes[0].home / ".orchestrate/jobs/0001" / "work" / "outputs"
     try:
         train = ["python", "-m", "trainer", "train", *TRAIN, "--checkpoint-every", "5steps", "--no-resume"]
         process = cli.start("run", "-n", "s", "--recover", "--", *train)
