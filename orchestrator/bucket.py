@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from infra.credentials import of_store
 from orchestrator import jobs
+from orchestrator.beside import beside
 from orchestrator.errors import OrchestrateError, Unreachable, UsageError
 from orchestrator.session import mapped
 from orchestrator.wire import MachineError, Wire, understood
@@ -272,9 +273,8 @@ def renewed(host: Host, session: Session, job: Job, node: int, say: Say) -> Iter
     if place_of(job) is None:
         yield
         return
-    over = threading.Event()
 
-    def loop() -> None:
+    def loop(over: threading.Event) -> None:
         pause_s, complaint = 0.0, ""
         while not over.wait(pause_s):
             pause_s = RENEW_S
@@ -288,13 +288,8 @@ def renewed(host: Host, session: Session, job: Job, node: int, say: Say) -> Iter
                     complaint = str(error)
                     say(f"the checkpoints' addresses could not be renewed: {error}")
 
-    thread = threading.Thread(target=loop, name="bucket", daemon=True)
-    thread.start()
-    try:
+    with beside(loop, "bucket"):
         yield
-    finally:
-        over.set()
-        thread.join(timeout=10)
 
 
 # ---- and back -----------------------------------------------------------------------------------------------------

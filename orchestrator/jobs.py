@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import sync, usage
+from orchestrator.beside import beside
 from orchestrator.errors import MachineGone, OrchestrateError, TransferIncomplete, Unreachable
 from orchestrator.ssh import Host
 from orchestrator.store import ENDED, Job
@@ -293,10 +294,9 @@ def reconnecting(
 @contextlib.contextmanager
 def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) -> Iterator[None]:
     """Brings the job's outputs home every `every_s` seconds, on a channel of its own, while the caller follows."""
-    over = threading.Event()
     outputs = sync.Outputs(job.results)
 
-    def loop() -> None:
+    def loop(over: threading.Event) -> None:
         wire: Wire | None = None
         complaint = ""
         while not over.wait(every_s):
@@ -314,13 +314,8 @@ def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) ->
         if wire is not None:
             host.park(wire)  # it remembers the digests of what it read
 
-    thread = threading.Thread(target=loop, name="pull", daemon=True)
-    thread.start()
-    try:
+    with beside(loop, "pull"):
         yield
-    finally:
-        over.set()
-        thread.join(timeout=60)
 
 
 # ---- results ------------------------------------------------------------------------------------------------------

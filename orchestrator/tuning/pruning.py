@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from orchestrator.beside import beside
 from orchestrator.errors import OrchestrateError
 from orchestrator.fleet import Fleet
 from orchestrator.store import Job
@@ -27,9 +28,8 @@ def watched(study: Study, number: int, fleet: Fleet, job: Job, watcher: Part) ->
     if study.wish.prune == "none":
         yield
         return
-    over = threading.Event()
 
-    def look() -> None:
+    def look(over: threading.Event) -> None:
         complaint = ""
         while not over.wait(LOOK_EVERY_S):
             try:
@@ -40,13 +40,8 @@ def watched(study: Study, number: int, fleet: Fleet, job: Job, watcher: Part) ->
                     complaint = str(error)
                     watcher.say(f"can't be judged just now: {error}")
 
-    thread = threading.Thread(target=look, name=f"prune {number}", daemon=True)
-    thread.start()
-    try:
+    with beside(look, f"prune {number}"):
         yield
-    finally:
-        over.set()
-        thread.join(timeout=60)
 
 
 def is_over(study: Study, number: int, fleet: Fleet, job: Job, watcher: Part) -> bool:
