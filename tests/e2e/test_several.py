@@ -182,13 +182,15 @@ def test_a_python_program_runs_under_torchrun_on_every_machine_however_long_the_
     process = cli.start("run", "--", "python", "sum.py")
     first, second = (cli.home / f"sessions/s/machine{end}/home/.orchestrate" for end in ("", "-1"))
 
-    def waiting(jobs: Path) -> bool:
+    def state(machine: Path) -> dict[str, Any]:
         assert process.poll() is None, process.communicate()[1].decode()
-        state = jobs / "jobs/0001/state.json"
-        return state.exists() and "waiting for the first" in json.loads(state.read_text()).get("reason", "")
+        found = machine / "jobs/0001/state.json"
+        return json.loads(found.read_text()) if found.exists() else {}  # type: ignore[no-any-return]
 
-    eventually(lambda: waiting(second), deadline_s=180)  # and no torchrun is begun, which would give up
-    assert json.loads((first / "jobs/0001/state.json").read_text())["state"] == "setup"
+    eventually(lambda: state(first).get("state") == "setup", deadline_s=180)
+    # and no torchrun is begun, which would give up
+    eventually(lambda: "waiting for the first" in (state(second).get("reason") or ""), deadline_s=180)
+    assert state(first)["state"] == "setup"
     (first / "shared/go").touch()
     out, said = process.communicate(timeout=300)
     assert process.returncode == 0, said.decode()
