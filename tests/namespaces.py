@@ -114,10 +114,11 @@ class Network:
         nodes = {node.id: node for node in [*self.nodes, *made]}.values()
         for node in nodes:
             processes.end(node.id, grace_s=0)
-        for node in nodes:
-            if node.namespace:
-                ip("netns", "del", node.namespace, check=False)
         if self.bridge:
+            there = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+            for namespace in (line.split()[0] for line in there.splitlines()):
+                if namespace.startswith(f"{self.name}n"):  # those made anew too, of which `down` has removed the word
+                    ip("netns", "del", namespace, check=False)
             ip("link", "del", self.bridge, check=False)
         self.bridge = ""
         self.record.set_state(self.session, "closed")
