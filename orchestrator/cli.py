@@ -43,6 +43,7 @@ from orchestrator.flags import (
     MaxFailures,
     Metric,
     Minimize,
+    MoreTime,
     Named,
     NameOption,
     NewFile,
@@ -163,9 +164,29 @@ def run(
             run = recovering() if recover or config.recover else lifecycle.run
             job = run(records, session, config, command, watcher, detach)
         watcher.close()
-        again = f"orchestrate logs {session.name} -f -j {job.number}"
+        again = records.comes_back(session, job).strip("`")
         done(as_json, job_json(job), f"job {job.number} {job.state}", *([again] if detach else []))
         ended(job, detach, pass_exit_code)
+
+
+@app.command()
+def recover(
+    name: Named = None,
+    job: JobOption = None,
+    ttl: MoreTime = None,
+    pass_exit_code: PassExitCode = False,
+    as_json: Json = False,
+) -> None:
+    """Come back to a job of `run --recover`: see it to its end, and have it go on wherever its machine is lost."""
+    with told(False, as_json) as watcher:
+        from orchestrator import extension, recovery
+
+        records, ttl_s = store(), extension.parse_ttl(ttl) if ttl else None
+        session = records.pick(name)
+        seen = recovery.resume(records, session, records.job(session, job), watcher, ttl_s)
+        watcher.close()
+        done(as_json, job_json(seen), f"job {seen.number} {seen.state}")
+        ended(seen, False, pass_exit_code)
 
 
 @app.command(context_settings=AS_TYPED)

@@ -505,6 +505,19 @@ def _file_in(folder: Path) -> Path | None:
 
 # ------------------------------------------------------------------- the flags
 
+
+def as_json(config: Config) -> dict[str, Any]:
+    """A configuration to be kept, with the place that its paths start from; `from_json` reads it."""
+    origin, tree = config._origin, config.model_dump(mode="json", exclude_unset=True)
+    return {"fields": tree, "file": origin.source and str(origin.source.absolute()), "folder": str(origin.folder)}
+
+
+def from_json(kept: dict[str, Any]) -> Config:
+    """As `as_json` wrote it. Raises UsageError, KeyError."""
+    source = Path(kept["file"]) if kept["file"] else None
+    return _build(kept["fields"], Origin(source, Path(kept["folder"]), source.name if source else ""), [])
+
+
 _SECTIONS = ("resources", "envs", "inputs", "tune")
 
 

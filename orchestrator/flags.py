@@ -84,6 +84,10 @@ LocalPort = Annotated[
     Opt("--local", min=0, max=65535, metavar="N", help="On this computer; left out: the same, or any if it's taken."),
 ]
 Ttl = Annotated[str, Opt("--ttl", "--expiry", metavar="4h", help="How long from now on; 30d at most.")]
+MoreTime = Annotated[
+    str | None,
+    Opt("--ttl", metavar="4h", help="Where the session has reached its expiry: how long another machine may last."),
+]
 Budget = Annotated[str | None, Opt(metavar="PRICE", help="Another one; left out: the session's own.")]
 SweptClouds = Annotated[
     str | None, Opt("--provider", metavar="NAME", help="A cloud, or several; left out: all.", autocompletion=_providers)

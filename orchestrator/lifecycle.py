@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from infra import provider
 from infra.errors import InfraError, InUse
-from orchestrator import bootstrap, bucket, jobs, payload, rekey, sshconfig, sync
+from orchestrator import bootstrap, bucket, jobs, payload, rekey, snapshot, sshconfig, sync
 from orchestrator.errors import (
     Elsewhere,
     JobFailed,
@@ -33,7 +33,7 @@ from orchestrator.interrupts import one_interrupt, patience
 from orchestrator.market import Clouds, allowed, answering_for, machine_spec, propose
 from orchestrator.session import KEYS, check_same, held, keys, load_cloud, mapped, seeded_key
 from orchestrator.ssh import Host
-from orchestrator.store import Job, MachineRow, Session, Store
+from orchestrator.store import KEPT, Job, MachineRow, Session, Store
 from orchestrator.watch import Proposal, Watcher
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ def go_to(store: Store, session: Session, cloud: provider.Cloud) -> Session:
     if session.provider == cloud.name:
         return session
     for path in session.folder.iterdir():
-        if path.is_dir():
+        if path.is_dir() and path.name != KEPT:
             shutil.rmtree(path)
-        elif path.stem not in KEYS:
+        elif path.is_file() and path.stem not in KEYS:
             path.unlink()
     store.move(session, cloud.name)
     return store.pick(session.name)
@@ -264,14 +264,20 @@ def start(
     lost: Job | None = None,
     node: int | None = None,
 ) -> Job:
-    """Checks that the machines are ready, sends the work, queues it: as a new job, or as one that was lost."""
+    """Checks that the machines are ready, sends the work, queues it: as a new job, or as one that was lost.
+
+    What one that is to be brought back was begun with is kept, and sent where it goes on.
+    """
     config = as_made(session, config)
     if node is not None:  # nobody brings it back
         fleet, config = fleet.of(node), config.model_copy(update={"recover": False})
     with held(store, session) if lost else store.lock(session.name):  # a recovery has nobody to try again
-        ready, load = check(fleet, store, session, config, argv, watcher)
+        begun = snapshot.of(session, lost) if lost else None
+        ready, load = check(fleet, store, session, config, argv, watcher, begun)
         if lost is None:
             job = payload.submit(store, session, config, fleet, ready, load, watcher, node)
+            if config.recover:
+                snapshot.take(session, job, config, argv, load.trees, watcher.say)
         else:
             job = payload.submit_again(store, session, fleet, ready, load, watcher, lost)
     watcher.say(f"job {job.number}: {job.command}")
@@ -279,7 +285,13 @@ def start(
 
 
 def check(
-    fleet: Fleet, store: Store, session: Session, config: Config, argv: list[str] | None, watcher: Watcher
+    fleet: Fleet,
+    store: Store,
+    session: Session,
+    config: Config,
+    argv: list[str] | None,
+    watcher: Watcher,
+    begun: snapshot.Snapshot | None = None,
 ) -> tuple[list[bootstrap.Ready], payload.Load]:
     """The machines, checked to be ready, and what is to be sent to them."""
     cloud, gpus = load_cloud(session.provider, session.simulated), config.resources.request().gpus
@@ -293,7 +305,7 @@ def check(
             return ready
 
     ready = fleet.each(look)
-    return ready, payload.gather(config, argv, store.folder, ready, cloud.spot_notice)
+    return ready, payload.gather(config, argv, store.folder, ready, cloud.spot_notice, watcher.say, begun)
 
 
 def as_made(session: Session, config: Config) -> Config:
@@ -387,12 +399,13 @@ def gone(session: Session, machine: MachineRow, more: str = "") -> MachineGone:
     """The error where a machine has ended by itself, with what to do about it."""
     which = f"machine {machine.node} of {len(session.machines)}" if len(session.machines) > 1 else "the machine"
     hint = (
-        f"`orchestrate down {session.name}` brings home what is left and closes the session; a job of "
-        "`run --recover` goes on elsewhere by itself"
+        f"`orchestrate recover {session.name}` has a job of `run --recover` go on elsewhere; `orchestrate down "
+        f"{session.name}` brings home what is left and closes the session"
     )
     if load_cloud(session.provider, session.simulated).keeps_disk:
         hint = (
-            f"`orchestrate up {session.name}` starts it again, with the disk that it had; `run --recover` does so too"
+            f"`orchestrate up {session.name}` starts it again, with the disk that it had; so does `orchestrate recover "
+            f"{session.name}`, and has a job of `run --recover` go on"
         )
     return MachineGone(f"{which} of {session.name!r} has ended{more}", hint)
 

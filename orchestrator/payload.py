@@ -8,7 +8,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from orchestrator.bootstrap import Ready
 from orchestrator.errors import OrchestrateError, Unreachable, UsageError
 from orchestrator.fleet import Fleet, Part, part_of
 from orchestrator.quantities import parse_duration
+from orchestrator.snapshot import INPUT, LIBRARY, WORK, Snapshot
 from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
@@ -35,32 +36,48 @@ DIFF_BYTES = 10 << 20  # of a dirty tree's diff that is kept with the results
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent for a job: what is run, its variables, the trees that it needs, one of them the working folder."""
+    """What is sent for a job: what is run, its variables, the trees that it needs."""
 
     spec: jobs.Spec
     env: dict[str, str]
-    trees: list[worktree.Tree]
-    work: worktree.Tree | None
+    trees: dict[str, worktree.Tree]  # by what they are for
     gpus: int  # of each machine
 
 
-def gather(config: Config, argv: list[str] | None, records: Path, ready: list[Ready], spot: SpotNotice | None) -> Load:
-    """What a run of this file, or of this command, sends. Raises UsageError."""
+def gather(
+    config: Config,
+    argv: list[str] | None,
+    records: Path,
+    ready: list[Ready],
+    spot: SpotNotice | None,
+    say: Callable[[str], None],
+    begun: Snapshot | None = None,
+) -> Load:
+    """What a run of this file, or this command, sends; for a job that had `begun`, what it had. Raises UsageError."""
     from orchestrator.config import resolve_envs, resolve_secrets
 
     env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is read
-    work = work_tree(config, argv, records)
-    inputs = {name: (input_tree(path), path) for name, path in config.input_paths().items()}
-    library = trainer_tree()
+    paths = config.input_paths()
+    trees = {INPUT + name: input_tree(path) for name, path in paths.items()} | {LIBRARY: trainer_tree()}
+    try:
+        work = work_tree(config, argv, records)
+    except UsageError:
+        if begun is None:
+            raise
+        work = None
+    trees |= {WORK: work} if work else {}
+    trees = begun.as_begun(trees, say) if begun else trees
     command, script = what_to_run(config, argv)
     gpus = max(1, *(len(one.facts.gpus) for one in ready)) if config.resources.gpus.count else 1
     spec = jobs.Spec(
         argv=distributed(command, len(ready), gpus),
         script=script,
         setup=config.setup,
-        tree=work.id if work else None,
-        libraries=[library.id],
-        inputs={name: f"{tree.id}/{only_file(tree, path)}" for name, (tree, path) in inputs.items()},
+        tree=trees[WORK].id if WORK in trees else None,
+        libraries=[trees[LIBRARY].id],
+        inputs={
+            name: f"{trees[INPUT + name].id}/{only_file(trees[INPUT + name], path)}" for name, path in paths.items()
+        },
         python="",
         stop_grace_s=config.stop_grace,
         timeout_s=config.timeout,
@@ -68,8 +85,7 @@ def gather(config: Config, argv: list[str] | None, records: Path, ready: list[Re
         spot=spot.__dict__ if spot and config.resources.spot else None,
         recover=config.recover and len(ready) == 1,  # of several, all begin again together
     )
-    trees = [tree for tree in (work, *(tree for tree, _ in inputs.values()), library) if tree]
-    return Load(spec, env, trees, work, gpus)
+    return Load(spec, env, trees, gpus)
 
 
 def submit(
@@ -91,9 +107,9 @@ def submit(
     results = config.workdir_path() / "results" / session.name
     job = store.add_job(session, run_id or uuid.uuid4().hex, load.spec.words, list(config.outputs), results, node)
     try:
-        push(fleet, load.trees, watcher)
+        push(fleet, load.trees.values(), watcher)
         seconds = round(time.monotonic() - started, 3)
-        write_record(job, session, config, load.spec, load.env, ready[0], load.work, seconds)
+        write_record(job, session, config, load.spec, load.env, ready[0], WORK in load.trees, seconds)
         bucket.note(job, config, session)
         queue(fleet, session, job, load, ready, watcher)
     except Unreachable:
@@ -113,7 +129,7 @@ def submit_again(
     machines all begin together: a part that has outlived its machine's server, which was seen as gone, ends first.
     """
     parts, watchers = fleet.parts(store, job), fleet.watchers(watcher)
-    push(fleet, load.trees, watcher)
+    push(fleet, load.trees.values(), watcher)
 
     def restore(node: int, host: Host) -> str | None:
         with host.agent() as wire:
@@ -134,7 +150,7 @@ def submit_again(
     return store.reread(job)
 
 
-def push(fleet: Fleet, trees: list[worktree.Tree], watcher: Watcher) -> None:
+def push(fleet: Fleet, trees: Iterable[worktree.Tree], watcher: Watcher) -> None:
     """Sends to each machine what it doesn't have of these trees."""
     watchers = fleet.watchers(watcher)
 
@@ -302,7 +318,7 @@ def write_record(
     spec: jobs.Spec,
     env: dict[str, str],
     ready: Ready,
-    work: worktree.Tree | None,
+    from_here: bool,
     seconds: float,
 ) -> None:
     """The beginning of run.json, and the diff of a dirty git tree: enough to know what ran, and to run it again."""
@@ -317,7 +333,7 @@ def write_record(
         setup=spec.setup,
         config=json.loads(config.model_dump_json()),
         env_names=sorted(env),
-        git=git_state(root, job.results) if work else None,
+        git=git_state(root, job.results) if from_here else None,
         submitted_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         seconds={"prepare": ready.steps, "push": seconds},
         machine={

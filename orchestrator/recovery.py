@@ -17,13 +17,23 @@ from typing import TYPE_CHECKING
 
 from infra import provider
 from infra.provider import Machine
-from orchestrator import jobs, lifecycle, payload
-from orchestrator.errors import Locked, MayStillBill, OrchestrateError, Refused, TransferIncomplete, Unreachable
+from orchestrator import jobs, lifecycle, payload, snapshot
+from orchestrator.errors import (
+    Locked,
+    MachineGone,
+    MayStillBill,
+    OrchestrateError,
+    Refused,
+    TransferIncomplete,
+    Unreachable,
+    UsageError,
+)
+from orchestrator.extension import check_budget, moment
 from orchestrator.fleet import Fleet, Part
 from orchestrator.interrupts import one_interrupt
 from orchestrator.lifecycle import as_made, create, end_machines, finish, is_gone, prepare, rolled_back, start
 from orchestrator.market import Clouds, allowed, propose
-from orchestrator.session import held, keys, load_cloud, mapped, seeded_key
+from orchestrator.session import held, keys, load_cloud, mapped, seeded_key, taken_down
 from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
@@ -53,9 +63,67 @@ def run(
         session = anew(store, session, config, gone, watcher) if gone else session
     with Fleet(session) as fleet:
         job = start(fleet, store, session, config, argv, watcher)
+    return bring_through(store, session, config, argv, job, watcher)
+
+
+def resume(store: Store, session: Session, job: Job, watcher: Watcher, ttl_s: float | None = None) -> Job:
+    """A job that `run` began here, and that no command brings back any more: followed, or begun again, to its end.
+
+    With the words and the files that it began with. `ttl_s`: how long another machine may last, in seconds, where the
+    session has reached its expiry. Raises OrchestrateError.
+    """
+    begun, keeper = snapshot.of(session, job), store.keeper(session, job)
+    if keeper:
+        raise Locked(
+            f"job {job.number} is brought back by {keeper}", f"`orchestrate logs {session.name} -f` follows it"
+        )
+    if session.state == "closing":
+        raise taken_down(session)
+    if job.pulled and job.state != "lost":
+        return job
+    if begun is None:
+        raise UsageError(
+            f"job {job.number} was not begun with --recover: there is nothing kept that it could go on with",
+            f"`orchestrate logs {session.name} -f` follows it; `orchestrate run --recover` begins one that can",
+        )
+    if ttl_s is not None:
+        session = with_more_time(store, session, time.time() + ttl_s)
+    return bring_through(store, session, begun.config, begun.argv, job, watcher)
+
+
+def with_more_time(store: Store, session: Session, until: float) -> Session:
+    """The session, whose expiry has come, with another. Raises UsageError."""
+    with held(store, session) as session:
+        if not is_over(session):
+            raise UsageError(
+                f"{session.name!r} lasts until {moment(session.expires_at)} yet",
+                f"leave --ttl out; `orchestrate extend {session.name} --ttl ...` moves the end of its machines",
+            )
+        check_budget(session, until, session.budget)
+        store.extend(session, until)
+        return store.pick(session.name)
+
+
+def as_extended(store: Store, session: Session) -> Session:
+    """With the end that it has by now: another command may have moved it."""
+    now = store.find(session.name)
+    return replace(session, expires_at=now.expires_at) if now else session
+
+
+def is_over(session: Session) -> bool:
+    """Whether the time for which its machines were rented has passed."""
+    keeps_disk = load_cloud(session.provider, session.simulated).keeps_disk  # those are started again for as long
+    return time.time() > session.expires_at and not keeps_disk
+
+
+def bring_through(
+    store: Store, session: Session, config: Config, argv: list[str] | None, job: Job, watcher: Watcher
+) -> Job:
+    """Follows the job to its end, and has it go on whenever it is lost."""
     with store.keeping(session, job):
         for _ in range(MOST):
-            job = see_through(store, session, job, watcher)
+            if job.state != "lost":
+                job = see_through(store, session, job, watcher)
             if job.state != "lost":
                 return job
             store.update_job(job, state="lost", reason=job.reason)
@@ -70,11 +138,20 @@ def begin_again(
 ) -> tuple[Session, Job]:
     """Queues a lost job once more, on machines that are there, whichever of them are lost while it is at that."""
     for again in reversed(range(REBOOTS)):
+        session = as_extended(store, session)
         if gone := lost_machines(session, job):
+            if is_over(session):
+                raise MachineGone(
+                    f"{session.name!r} reached its expiry at {moment(session.expires_at)}, before the end of job "
+                    f"{job.number}; what came home of it is in {job.where}",
+                    f"`orchestrate recover {session.name} --ttl 4h` has it go on on another machine; `orchestrate down "
+                    f"{session.name}` closes the session",
+                )
             gone += bring_rest_home(store, session, job, gone, watcher)
             session = anew(store, session, config, gone, watcher, job)
             store.note(session, f"job {job.number} goes on, on {where(session)}")
-            job = replace(job, reason="")  # a notice was one of a machine that is no more
+            store.update_job(job, reason="")  # a notice was one of a machine that is no more
+            job = store.reread(job)
         try:
             with Fleet(session) as fleet:
                 return session, start(fleet, store, session, config, argv, watcher, lost=job)
@@ -89,9 +166,14 @@ def begin_again(
 def see_through(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
     """Follows the job to its end, over a reboot of a machine too; one of which a machine is gone is lost."""
     for again in reversed(range(REBOOTS)):
+        session = as_extended(store, session)
         try:
             with Fleet(session) as fleet:
                 return finish(fleet, store, session, job, watcher, offset=None)
+        except MachineError as error:  # it has an empty disk, but there it is
+            if error.kind != "no-job":
+                raise
+            return replace(job, state="lost", reason=str(error))
         except (Unreachable, TransferIncomplete) as error:
             if lost_machines(session, job):
                 return replace(job, state="lost", reason=str(error))

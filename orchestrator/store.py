@@ -62,6 +62,7 @@ CREATE VIEW IF NOT EXISTS costs AS
     FROM machines m JOIN sessions s ON s.id = m.session;
 """
 MEND = "it is where sessions are remembered: free some space, mend its permissions, or set ORCHESTRATE_HOME"
+KEPT = "kept"  # in a session's folder: what jobs that outlive their machines were begun with
 ENDED = ("succeeded", "failed", "stopped", "lost")
 
 
@@ -370,7 +371,7 @@ class Store:
     def what_is_open(self) -> str:
         """What a Ctrl-C leaves, in words for its last line."""
         running = [
-            f"job {job.number} runs on: `orchestrate logs {session.name} -f` comes back to it, "
+            f"job {job.number} runs on: {self.comes_back(session, job)} comes back to it, "
             f"`orchestrate stop {session.name}` ends it"
             for session in self.sessions()
             for job in self.jobs(session)
@@ -378,6 +379,12 @@ class Store:
         ]
         opened = [f"{session.name} is up: `orchestrate down {session.name}` ends it" for session in self.sessions()]
         return "; ".join([*running, *opened]) or "nothing is left"
+
+    def comes_back(self, session: Session, job: Job) -> str:
+        """The command that follows a job which runs on; one that is to outlive its machine has it do so again."""
+        if (session.folder / KEPT / str(job.number)).exists():
+            return f"`orchestrate recover {session.name} -j {job.number}`"
+        return f"`orchestrate logs {session.name} -f -j {job.number}`"
 
     def reread(self, job: Job) -> Job:
         """The job as the record has it now."""

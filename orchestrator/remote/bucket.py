@@ -47,7 +47,7 @@ class Keeper:
     def __init__(self, folder: str, started_at: Callable[[], Any], say: Callable[[str], None]) -> None:
         self.folder, self.started_at, self.say = folder, started_at, say
         self.one_at_a_time = threading.Lock()
-        self.complaint = ""
+        self.complaint, self.over = "", False
         self.marks: list[str] | None = None  # of what is there
         self.took_s = 0.0
 
@@ -75,6 +75,8 @@ class Keeper:
         try:
             self.put(deadline, last)
         except Exception as error:  # whatever it is, it mustn't end the job
+            if self.over:  # its addresses are taken away: nothing is missed
+                return False
             words = str(error) if isinstance(error, Trouble) else f"{type(error).__name__}: {error}"
             if words != self.complaint:
                 self.complaint = words

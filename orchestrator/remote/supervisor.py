@@ -498,6 +498,8 @@ class Supervisor:
     def record_exit(self, end: Record) -> None:
         """Overwrites the reserved file in place, then renames it: no block of disk is needed."""
         self.stopping = True  # a request that comes now comes too late
+        if self.keeper:
+            self.keeper.over = True
         self.forget("bucket.tar")  # of an upload that is cut off here
         if not (self.job.get("recover") and end["state"] == "lost" and self.cause.startswith("shut down")):
             self.forget("env.json", "bucket.json")  # else the machine may begin it again

@@ -71,7 +71,7 @@ class Search:
             with self.store.lock(self.session.name):
                 checked = lifecycle.check(fleet, self.store, self.session, self.config, self.argv, self.watcher)
                 self.ready, self.load = checked
-                payload.push(fleet, self.load.trees, self.watcher)
+                payload.push(fleet, self.load.trees.values(), self.watcher)
             gpus_wanted = self.config.resources.gpus.count > 0
             self.slots = make_slots(self.session, self.ready, gpus_wanted, self.wish.jobs_per_machine, self.load.env)
             self.free, self.fleets = list(self.slots), [slot.fleet for slot in self.slots]

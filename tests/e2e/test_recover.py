@@ -84,6 +84,8 @@ def test_a_machine_that_the_cloud_took_is_replaced_and_the_job_goes_on(
     process = cli.start("run")
     wait_for(cli, process, eventually)
     first = cloud.machines()[0]
+    refused = cli("recover", code=5)
+    assert f"is brought back by `orchestrate run`, pid {process.pid}" in refused.err
     cloud.delete("alicloud", first.id)
     out, err = process.communicate(timeout=480)
     assert process.returncode == 0, err.decode()
@@ -171,6 +173,33 @@ def test_a_spot_machines_notice_ends_the_job_with_a_checkpoint_and_it_goes_on_el
     assert b"preempted: the cloud takes the machine back at" in err
     assert [one.id for one in cloud.machines()] != [first.id]
     assert logged(cli) == ALL  # not a step twice: the last checkpoint was that of its end
+    cli("down")
+    assert cloud.inventory() == [] and cloud.leftovers() == []
+
+
+def test_with_its_client_killed_its_code_edited_and_its_time_over_a_lost_job_goes_on_as_it_began(
+    counting: Cli, cloud: Simulator, eventually: Any
+) -> None:
+    cli = counting
+    cli("up", "s", "--provider", "aliyun", "--gpu", "--simulate", "--yes")
+    process = cli.start("run")
+    wait_for(cli, process, eventually)
+    process.kill()
+    process.wait()
+    cli.write("count.py", "raise SystemExit('another program')")
+    cli.write("orchestrate.yaml", "run: python other.py\n")
+    cloud.delete("alicloud", cloud.machines()[0].id)
+    assert "`orchestrate recover s` has a job of `run --recover` go on" in " ".join(cli("status", "s").out.split())
+    records = Store(cli.home)
+    records.extend(records.pick("s"), time.time() - 1)
+    over = cli("recover", code=7)
+    assert "reached its expiry" in over.err and "`orchestrate recover s --ttl 4h`" in over.err
+    assert cloud.machines() == []
+    cli("recover", "--ttl", "1h")
+    assert logged(cli) == ALL
+    (machine,) = cloud.machines()
+    assert machine.expires_at and machine.expires_at > time.time() + 1800
+    assert "job 1 succeeded" in cli("recover").err
     cli("down")
     assert cloud.inventory() == [] and cloud.leftovers() == []
 

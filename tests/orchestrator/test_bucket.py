@@ -405,3 +405,12 @@ def test_nothing_stays_in_the_bucket_and_what_does_is_named(bucket: Bucket, tmp_
     assert list(bucket.kept) == ["runs/other"] and len(said) == 2
     down()
     assert len(said) == 2, "twice is once"
+
+
+def test_of_a_job_that_has_ended_no_missing_checkpoint_is_said(tmp_path: Path) -> None:
+    """Its addresses are taken away at its end, and an upload may just be beginning."""
+    said: list[str] = []
+    keeper = there.Keeper(str(tmp_path), time.time, said.append)
+    assert not keeper.keep(time.monotonic() + 9, last=False) and "its addresses are gone" in said.pop()
+    keeper.over, keeper.complaint = True, ""
+    assert not keeper.keep(time.monotonic() + 9, last=False) and said == []

@@ -1,0 +1,150 @@
+"""What a job that outlives its machines was begun with: its words, its files, its inputs.
+
+Kept beside the session's keys until the session ends. So a job that goes on elsewhere runs what it ran before, whatever
+was edited since, and any later command can have it go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.arrivals import shown
+from orchestrator.errors import UsageError
+from orchestrator.session import write_secret
+from orchestrator.store import KEPT, Job, Session
+from orchestrator.worktree import Tree, digest_of
+
+if TYPE_CHECKING:
+    from orchestrator.config import Config
+
+WORK, LIBRARY, INPUT = "work", "library", "input "  # what trees are for; of an input its place follows
+JOB = "job.json"
+MOST_BYTES = 1 << 30  # of the files whose content is kept, smallest first; larger ones should be inputs
+SHOWN = 3  # paths that a line names
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A job as it was begun. `trees` by what they are for; `content` has, by digest, what is kept of theirs."""
+
+    config: Config
+    argv: list[str] | None
+    trees: dict[str, Tree]
+    content: Path
+
+    def as_begun(self, now: dict[str, Tree], say: Callable[[str], None]) -> dict[str, Tree]:
+        """The trees that the job had, of what is kept and of what is there `now`.
+
+        What isn't kept and has changed is taken as it is now, and said. Raises UsageError for what is gone.
+        """
+        return {role: self.one_as_begun(tree, now.get(role), say) for role, tree in self.trees.items()}
+
+    def one_as_begun(self, then: Tree, now: Tree | None, say: Callable[[str], None]) -> Tree:
+        """One of them. Raises UsageError."""
+        present = {path: (digest, kind) for path, digest, kind in now.entries} if now else {}
+        origins = dict(now.origins) if now else {}
+        origins |= {digest: str(self.content / digest) for digest in then.sizes if (self.content / digest).exists()}
+        entries, changed = [], []
+        for path, digest, kind in then.entries:
+            if kind != "link" and digest not in origins:
+                if path not in present:
+                    raise UsageError(
+                        f"{shown(str(then.root / path))} is gone, and the job began with it",
+                        "put it back, then `orchestrate recover` has the job go on",
+                    )
+                digest, kind = present[path]
+                changed.append(shown(path))
+            entries.append((path, digest, kind))
+        if changed:
+            more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+            say(f"warning: changed since the job began, and taken as it is now: {', '.join(changed[:SHOWN])}{more}")
+        sizes = {**(now.sizes if now else {}), **then.sizes}
+        used = {digest for _, digest, kind in entries if kind != "link"}
+        return Tree(
+            then.root,
+            tuple(entries),
+            {digest: size for digest, size in sizes.items() if digest in used},
+            {digest: origin for digest, origin in origins.items() if digest in used},
+        )
+
+
+def take(
+    session: Session,
+    job: Job,
+    config: Config,
+    argv: list[str] | None,
+    trees: dict[str, Tree],
+    say: Callable[[str], None],
+) -> None:
+    """Keeps it, or says why not. Inputs are data: they are named, and not copied."""
+    try:
+        write(folder(session, job), contents(session), config, argv, trees)
+    except OSError as error:
+        say(f"warning: what the job began with can't be kept: {error.strerror}; it would go on with what is here then")
+
+
+def write(place: Path, content: Path, config: Config, argv: list[str] | None, trees: dict[str, Tree]) -> None:
+    """Raises OSError."""
+    from orchestrator import config as configs
+
+    for path in (place, content):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    sources = [tree for role, tree in trees.items() if not role.startswith(INPUT)]
+    room = MOST_BYTES
+    for size, digest, origin in sorted(
+        (tree.sizes[one], one, tree.origins[one]) for tree in sources for one in tree.sizes
+    ):
+        room -= size
+        if room >= 0:
+            keep(origin, content / digest, digest)
+    named = {
+        role: {"root": str(tree.root), "entries": tree.entries, "sizes": tree.sizes} for role, tree in trees.items()
+    }
+    text = json.dumps({"config": configs.as_json(config), "argv": argv, "trees": named})
+    write_secret(place / f".{JOB}", text)
+    (place / f".{JOB}").replace(place / JOB)
+
+
+def keep(origin: str, target: Path, digest: str) -> None:
+    """A copy of that content; none where it can't be had, or is another by now."""
+    if target.exists():
+        return
+    aside = target.with_name(f".{digest}")
+    with contextlib.suppress(OSError):
+        shutil.copyfile(origin, aside)
+        if digest_of(str(aside))[0] == digest:
+            aside.replace(target)
+            return
+    aside.unlink(missing_ok=True)
+
+
+def of(session: Session, job: Job) -> Snapshot | None:
+    """What is kept of that job; None: nothing, or nothing that can be read."""
+    from orchestrator import config as configs
+
+    place = folder(session, job)
+    try:
+        kept: dict[str, Any] = json.loads((place / JOB).read_text("utf-8"))
+        trees = {
+            role: Tree(Path(one["root"]), tuple((p, d, k) for p, d, k in one["entries"]), dict(one["sizes"]), {})
+            for role, one in kept["trees"].items()
+        }
+        return Snapshot(configs.from_json(kept["config"]), kept["argv"], trees, contents(session))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def folder(session: Session, job: Job) -> Path:
+    """Where it is kept."""
+    return session.folder / KEPT / str(job.number)
+
+
+def contents(session: Session) -> Path:
+    """Where the content of all of the session's jobs is kept, by digest."""
+    return session.folder / KEPT / "content"
