@@ -8,7 +8,8 @@ from the seed:
               Its link is cut, for a moment or for so long that the connection dies; its connections are killed; and
               every client that follows it (`run`, then `logs -f`, again and again) is killed with -9
     machine   its machine is a simulated cloud's, behind the real engine, under `run --recover`: deleted, taken back
-              with a spot machine's notice, or rebooted; and those who only watch (`logs -f`) are killed with -9
+              with a spot machine's notice, or rebooted; those who only watch (`logs -f`) are killed with -9, and so
+              is the command that brings the job back, whatever it is at: `recover` goes on in its place
 
 At the end the final weights have to be, byte for byte, those of a run that nothing happened to, and every file of the
 results as its manifest says. `line`: the log at home is what an undisturbed job prints, not a byte lost or doubled;
@@ -50,6 +51,7 @@ from tests.namespaces import Network, Node  # noqa: E402
 
 STEP_S, LINES = 0.1, 200  # a step of the job, and how many lines it prints
 CHECKPOINT = 10  # steps
+KEEPER_LIVES_S = 10.0, 45.0
 ENDS_WITHIN_S = 600.0  # after the faults are over
 # The job. Its weights are a chain of digests: a step that is left out, or done twice, changes all that follow.
 TRAINER = """
@@ -108,6 +110,7 @@ class Story:
     """A job in a session, its clients, and what happens to it."""
 
     name = ""
+    program = "orchestrator.cli"
 
     def __init__(self, folder: Path, steps: int, dice: random.Random) -> None:
         self.folder, self.steps, self.dice = folder / self.name, steps, dice
@@ -132,7 +135,7 @@ class Story:
         with shown.open("wb") as out, (self.folder / "said").open("ab") as said:
             said.write(f"$ orchestrate {' '.join(words)}\n".encode())
             return subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.cli", *words], cwd=self.project, env=environment,
+                [sys.executable, "-m", self.program, *words], cwd=self.project, env=environment,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=said, start_new_session=True,
             )  # fmt: skip
 
@@ -208,10 +211,11 @@ class Line(Story):
     """Whoever follows is cut off, or killed; the machine itself is well."""
 
     name = "line"
+    program = "tests.namespaces"  # orchestrate, to which the namespaces are one more cloud
 
     def __init__(self, folder: Path, steps: int, dice: random.Random, sshd: str) -> None:
         super().__init__(folder, steps, dice)
-        self.network = Network(self.home, self.name, 1, sshd)
+        self.network = Network(self.home, self.name, 1, sshd, provider="namespaced")
 
     @property
     def node(self) -> Node:
@@ -291,8 +295,15 @@ class Machine(Story):
         faults = threading.Thread(target=self.lose, daemon=True)
         faults.start()
         watcher: subprocess.Popen[bytes] | None = None
-        until = 0.0
+        until, kept_until = 0.0, time.monotonic() + self.dice.uniform(*KEEPER_LIVES_S)
         while keeper.poll() is None:
+            if time.monotonic() > kept_until and not self.over.is_set():
+                keeper.kill()
+                keeper.wait()
+                self.happen("keeper killed")
+                self.over.wait(self.dice.uniform(0, 5))
+                keeper = self.start("recover", self.name)
+                kept_until = time.monotonic() + self.dice.uniform(*KEEPER_LIVES_S)
             if watcher is None or watcher.poll() is not None:
                 watcher = self.start("logs", self.name, "-f")
                 until = time.monotonic() + self.dice.uniform(4, 20)
@@ -301,7 +312,7 @@ class Machine(Story):
                 watcher.wait()
                 self.happen("watcher killed")
             time.sleep(0.1)
-        expect(keeper.returncode == 0, f"machine: run --recover ended with {keeper.returncode}: {self.said()}")
+        expect(keeper.returncode == 0, f"machine: the last keeper ended with {keeper.returncode}: {self.said()}")
         if watcher is not None:
             watcher.wait(timeout=120)
         faults.join()

@@ -12,8 +12,9 @@ import pytest
 
 from orchestrator import following, lifecycle, recovery, sync
 from orchestrator.config import Config
-from orchestrator.errors import MayStillBill, OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.errors import Locked, MayStillBill, OrchestrateError, TransferIncomplete, Unreachable, UsageError
 from orchestrator.store import Job, MachineRow, Session, Store
+from orchestrator.wire import MachineError
 from tests.orchestrator.test_lifecycle import Told
 
 
@@ -205,3 +206,49 @@ def test_a_lost_job_that_is_being_brought_back_is_followed_though_all_of_it_is_h
     monkeypatch.setattr(following, "show", lambda *_: None)
     following.logs(store, session, job, Told(), follow=True, offset=0)  # type: ignore[arg-type]
     assert followed == [job], "nobody brings it back any more"
+
+
+@pytest.mark.parametrize("kind", ["no-job", "disk-full"])
+def test_a_machine_that_has_lost_the_jobs_folder_has_lost_the_job(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def finish(*_: Any, **__: Any) -> Job:
+        raise MachineError("on the machine: it says so", kind)
+
+    monkeypatch.setattr(recovery, "finish", finish)
+    job = store.add_job(session, "r", "true", [], tmp_path)
+    if kind == "no-job":
+        assert recovery.see_through(store, session, job, Told()).state == "lost"  # type: ignore[arg-type]
+    else:
+        with pytest.raises(MachineError):
+            recovery.see_through(store, session, job, Told())  # type: ignore[arg-type]
+
+
+def test_only_a_job_that_nobody_brings_back_and_that_was_begun_for_it_is_resumed(
+    store: Store, session: Session, tmp_path: Path
+) -> None:
+    job = store.add_job(session, "r", "true", [], tmp_path)
+
+    def resume(job: Job, ttl_s: float | None = None) -> Job:
+        return recovery.resume(store, store.pick("s"), job, Told(), ttl_s)  # type: ignore[arg-type]
+
+    with pytest.raises(UsageError, match="was not begun with --recover"):
+        resume(job)
+    with Store(store.folder).keeping(session, job), pytest.raises(Locked, match="is brought back by `orchestrate"):
+        resume(job)
+    store.update_job(job, state="succeeded", pulled=1)
+    assert resume(store.reread(job)).state == "succeeded"
+    store.update_job(job, state="lost")
+    recovery.snapshot.take(session, job, Config(), None, {}, pytest.fail)
+    with pytest.raises(UsageError, match="lasts until"):
+        resume(store.reread(job), 3600.0)
+    store.set_state(session, "closing")
+    with pytest.raises(OrchestrateError, match="was taken down"):
+        resume(store.reread(job))
+
+
+def test_an_end_that_was_moved_meanwhile_is_seen(store: Store, session: Session) -> None:
+    store.extend(session, 2e12)
+    assert recovery.as_extended(store, session).expires_at == 2e12
+    store.set_state(session, "closed")
+    assert recovery.as_extended(store, session) is session
