@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PLACES = ("local", "edge", "cloud")
 SERVING = re.compile(r"serving on http://\S+?:(\d{1,5})(?!\d)")  # the line that `trainer serve` says once it answers
+WEIGHTS = ("model.pt", "checkpoint.pt", "weights.npz")  # the last of a run on Keras
 PACKAGES = ("starlette", "uvicorn")  # that serving needs beyond the trainer's own
 LOOK_S = 2.0  # between looks whether the session is still open
 TENSORBOARD = (  # by its own switch for "without TensorFlow": where that is installed, its import takes seconds
@@ -73,7 +74,7 @@ def runs_of(job: Job) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """Whether it holds a configuration and weights."""
-    return (folder / "config.json").exists() and any((folder / name).exists() for name in ("model.pt", "checkpoint.pt"))
+    return (folder / "config.json").exists() and any((folder / name).exists() for name in WEIGHTS)
 
 
 # ---- here ---------------------------------------------------------------------------------------------------------

@@ -241,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: this needs {error.name}. pip install 'orchestrate[trainer]'", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:  # between the commands' own ways to end
+        return 130
     except SystemExit as ended:  # click ends every command so
         return ended.code if isinstance(ended.code, int) else 1
     return 0

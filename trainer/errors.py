@@ -37,7 +37,8 @@ class TrainerError(Exception):
     def __str__(self) -> str:
         """One line: what happened, then what to do."""
         message = " ".join(super().__str__().split()).rstrip(".")
-        return f"{message}. {self.hint}".rstrip() if self.hint else message
+        end = "" if message.endswith(("?", "!")) else "."
+        return f"{message}{end} {self.hint}".rstrip() if self.hint else message
 
 
 class BadInput(TrainerError):

@@ -90,8 +90,8 @@ def open_run(out: Path, moved: Mapping[str, object]) -> OpenRun:
     held = data.load(run.config, where, lambda line: print(line, file=sys.stderr, flush=True))
     if (held.shape, held.classes) != (run.shape, run.classes):
         raise BadRun(
-            f"the run's model was made for {run.shape} with the classes {', '.join(run.classes) or 'of text'}; "
-            f"this data is {held.shape} with {', '.join(held.classes) or 'those of text'}",
+            f"the run's model was made for {run.shape} ({', '.join(run.classes) or 'the next bytes'}); "
+            f"this data is for {held.shape} ({', '.join(held.classes) or 'the next bytes'})",
             "Give the data that the run was trained on, or data of the same kind, size and classes.",
         )
     return OpenRun(run.model.to(where).eval(), run.config, held, run.weights)

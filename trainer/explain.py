@@ -75,7 +75,10 @@ def explain_run(
         raise BadInput(f"there is no method {method!r}", f"There are: {', '.join(METHODS)}.")
     run = open_run(out, moved)
     if run.data.task not in (IMAGES, TEXT):
-        raise BadInput(f"explanations are for images and texts by class, this data is for {run.data.task.name}")
+        raise BadInput(
+            f"explanations are for images and texts by class, this data is for {run.data.task.name}",
+            "test tells how sure it is and how often it is right, membership what it gives away.",
+        )
     verdicts, targets = judge(run.model, run.data, run.data.test), run.data.test.targets.cpu().numpy()
     wrong = int((verdicts.predicted != targets).sum())
     say(f"weights {run.weights}")
@@ -194,7 +197,10 @@ def last_convolution(model: nn.Module, inputs: Tensor) -> nn.Module:
 def _embedding(model: nn.Module) -> nn.Module:
     found = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
     if found is None:
-        raise BadInput("explanations of texts need a model with an embedding, and this one has none")
+        raise BadInput(
+            "explanations of texts need a model with an embedding, and this one has none",
+            "Take a layer torch.nn.Embedding, as rnn and transformer do.",
+        )
     return found
 
 

@@ -54,7 +54,8 @@ class PrivateSteps:
         from opacus.validators import ModuleValidator  # type: ignore[import-untyped]
 
         if problems := ModuleValidator.validate(model, strict=False):
-            raise BadModel(f"this model can't be trained privately: {problems[0]}", "Take another --model.")
+            why = str(problems[0]).partition(". ")[0]  # what follows is advice on opacus' own layers
+            raise BadModel(f"this model can't be trained privately: {why}", "Take lenet, or transformer for text.")
         # inputs need no gradient of their own; opacus doesn't miss it
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         state.secret = secrets.randbits(62)

@@ -76,7 +76,9 @@ def attack_run(
     epsilons = sorted({size(told) for told in sizes})
     run = open_run(out, moved)
     if run.data.task != IMAGES:
-        raise BadInput(f"attacks are on images, and this run's data is for {run.data.task.name}")
+        raise BadInput(
+            f"attacks are on images, and this run's data is for {run.data.task.name}", "membership looks into any run."
+        )
     say(f"weights {run.weights}")
     steps = STEPS if method == "pgd" else 1
     stands = []

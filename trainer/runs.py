@@ -75,7 +75,13 @@ def load_run(out: Path, moved: Mapping[str, object] | None = None) -> LoadedRun:
     """
     if not (out / "config.json").exists():
         raise BadRun(f"{out} holds no run: there is no config.json in it", "Give the folder of a run: --out RUN.")
-    config = configure({**read_fields(out / "config.json"), **(moved or {}), "out": out})
+    fields = read_fields(out / "config.json")
+    if unknown := sorted(fields.keys() - TrainConfig.model_fields.keys()):
+        raise BadRun(
+            f"{out / 'config.json'} has the field {unknown[0]}, which no run of this version has",
+            "Give the folder of a run: --out RUN.",
+        )
+    config = configure({**fields, **(moved or {}), "out": out})
     facts = _read_facts(out)
     weights, held = _weights(config) if config.framework == "torch" else _weights_of_keras(config.out / WEIGHTS)
     model = models.build(config.model, facts.shape, config.model_options)
@@ -136,6 +142,14 @@ def _read_facts(out: Path) -> Facts:
         return TypeAdapter(Facts).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise BadRun(
-            f"{path} doesn't say for what data the run's model was made: {error}",
+            f"{path} doesn't say for what data the run's model was made ({_first(error)})",
             "Go on with the run for an epoch, which writes it again, or give another --out.",
         ) from None
+
+
+def _first(error: OSError | ValidationError) -> str:
+    """What is wrong, in a few words."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"]]))

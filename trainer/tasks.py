@@ -37,6 +37,10 @@ class Shape:
     vocabulary: int = 0  # of text
     sample_rate: int = 0  # hertz, of sound
 
+    def __str__(self) -> str:
+        """E.g. "image classification of 3 x 32 x 32, 10 classes"."""
+        return f"{self.task} of {' x '.join(map(str, self.inputs))}, {self.classes} classes"
+
     def example(self, count: int = 1) -> Tensor:
         """`count` examples of nothing, as the model takes them."""
         task = TASKS[self.task]

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from orchestrator import tunnel
@@ -48,6 +50,16 @@ def home_run(cli: Cli, trained: Path) -> Path:
     outputs = cli.folder / "results/s/1/outputs"
     shutil.copytree(trained, outputs, dirs_exist_ok=True)
     return outputs
+
+
+def of_keras(run: Path) -> None:
+    """Lays the run out as one on TensorFlow is, whose weights lie in weights.npz alone."""
+    weights = torch.load(run / "model.pt", weights_only=True)
+    np.savez(run / "weights.npz", **{name: each.numpy() for name, each in weights.items()}, epochs=np.array(2))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "framework": "tensorflow"}))
+    for path in run.glob("*.pt"):
+        path.unlink()
 
 
 def picture() -> bytes:
@@ -105,6 +117,7 @@ def test_local_serves_the_run_that_came_home_until_ctrl_c(cli: Cli, home_run: Pa
 
 
 def test_edge_makes_a_bundle_that_needs_no_torch(cli: Cli, home_run: Path, tmp_path: Path) -> None:
+    of_keras(home_run)
     done = cli("deploy", "--to", "edge", "s")
     bundle = home_run / "exports/edge"
     assert "bundle:" in done.err and (bundle / "card.json").exists()

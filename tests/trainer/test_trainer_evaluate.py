@@ -11,7 +11,7 @@ from torch import nn
 from trainer.config import configure
 from trainer.data import Data, Split, load
 from trainer.errors import BadModel, BadRun, CorruptCheckpoint
-from trainer.evaluate import batch_size, evaluate
+from trainer.evaluate import batch_size, evaluate, open_run
 from trainer.runs import load_run
 from trainer.tasks import IMAGES, LANGUAGE, Shape
 
@@ -165,8 +165,9 @@ def test_either_file_of_weights_will_do(copied):
     ("name", "content", "error", "told"),
     [
         ("config.json", None, BadRun, "no config.json in it"),
+        ("config.json", '{"a": 1}', BadRun, "config.json has the field a"),
         ("data.json", None, BadRun, "doesn't say for what data"),
-        ("data.json", "{}", BadRun, "doesn't say for what data"),
+        ("data.json", "{}", BadRun, r"doesn't say for what data .*\(name: Field required\)"),
         ("checkpoint.pt", "x", CorruptCheckpoint, "cannot be read"),
     ],
 )
@@ -174,6 +175,12 @@ def test_a_folder_that_is_not_whole_is_refused_in_words(copied, name, content, e
     (copied / name).unlink() if content is None else (copied / name).write_text(content)
     with pytest.raises(error, match=told):
         load_run(copied)
+
+
+def test_data_of_another_kind_is_refused_in_words(copied):
+    shape = "image classification of 3 x 32 x 32, 10 classes"
+    with pytest.raises(BadRun, match=rf"made for {shape} \(0, 1, .* is for sound classification of 4000, 6 classes"):
+        open_run(copied, {"data": "tones"})
 
 
 def test_weights_of_another_model_are_refused(copied):

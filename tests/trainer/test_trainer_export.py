@@ -103,8 +103,8 @@ def test_an_int8_that_lost_more_is_said_and_left_out_of_the_bundle(
 ) -> None:
     measure = int8._measure
 
-    def worse(source: object, model: bytes) -> int8.Measured:
-        found = measure(source, model)  # type: ignore[arg-type]
+    def worse(source: object, model: bytes, **more: bool) -> int8.Measured:
+        found = measure(source, model, **more)  # type: ignore[arg-type]
         return replace(found, accuracy=found.accuracy - 0.02) if len(model) < 200_000 else found
 
     monkeypatch.setattr(int8, "_measure", worse)
@@ -140,6 +140,39 @@ def test_what_cannot_be_exported_is_said_in_a_line(
     assert done.code == 2 and "pip install 'orchestrate[deploy]'" in done.err
 
 
+OWN = """
+from torch import nn
+
+class Counts(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.last = nn.Linear(shape.vocabulary, shape.classes)
+
+    def forward(self, text):
+        seen = nn.functional.one_hot(text, self.last.in_features).float().mean(1)
+        return self.last(seen * 2 if text.sum() > 0 else seen)
+"""
+
+
+def test_a_model_that_goes_by_values_and_has_no_embedding_is_refused_where_that_matters(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    for name in ("long", "short"):
+        for at in range(5):
+            Path("texts", name).mkdir(parents=True, exist_ok=True)
+            Path("texts", name, f"{at}.txt").write_text(name)
+    words = ("--data", "textfolder:texts", "--model", "own.py:Counts", "--epochs", 1, "--context", 8)
+    done = run("train", "--out", "run", *words)
+    assert done.code == 0 and "no report" not in done.out, done.err
+    assert run("report", "--out", "run").code == 0
+    done = run("explain", "--out", "run")
+    assert done.code == 2 and "none. Take a layer torch.nn.Embedding" in done.err
+    done = run("export", "--out", "run", "--to", "onnx")
+    assert done.code == 2 and "can't be made a graph" in done.err and done.err.count("\n") == 1  # torch prints pages
+
+
 # ---- the edge bundle
 
 
@@ -158,6 +191,8 @@ def test_the_bundle_runs_where_there_is_no_torch(digits_run: Path, exports: Path
     assert all(sum(each.values()) == pytest.approx(1) for each in answers)
     listed = {path.name for path in bundle.iterdir() if path.name != "__pycache__"}
     assert listed == {"model.int8.onnx", "card.json", "predict.py", "README.md", "requirements.txt"}
+    assert "onnxruntime>=1.18" in (bundle / "requirements.txt").read_text()
+    assert onnx.load(bundle / "model.int8.onnx").ir_version <= 10  # what 1.18 reads
     assert python("-c", "import torch", cwd=tmp_path, env=env).returncode == 1  # the test itself can fail
 
 

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from browsing import violations
-from exported_runs import ROOT, without
+from exported_runs import ROOT, digits, png, without
+from served_models import serving
 from trainer_runs import Outcome
 
 from trainer import explain, extras
 from trainer.evaluate import open_run
 from trainer.metrics import EpochRecord, Summary
+from trainer.serving import model
 
 Run = Callable[..., Outcome]
 
@@ -178,6 +180,18 @@ def test_both_frameworks_make_the_same_report_of_it(keras_runs: tuple[Path, dict
     assert len(before) > 150 and figures((folder / "report.html").read_text()) == before
 
 
+def test_it_is_served(keras_runs: tuple[Path, dict]) -> None:
+    folder, found = keras_runs
+    images, _ = digits()
+    with serving(model.load(folder / "whole", "cpu", 1, 1_000_000)) as client:
+        for image, logits in zip(images[:10], found["logits"], strict=False):
+            status, answer = client.predict(png(image))
+            assert status == 200 and answer["class"] == str(np.argmax(logits))
+        health = json.loads(client("GET", "/health")[2])
+    assert health["weights"] == "weights.npz, after epoch 5" and health["runs_on"] == "PyTorch"
+    assert health["accuracy"] == found["summary"]["test_accuracy"]
+
+
 def test_what_reads_pytorchs_runs_reads_it_too(keras_runs: tuple[Path, dict], run: Run, tmp_path: Path) -> None:
     folder, found = keras_runs
     told = json.loads(run("test", "--out", folder / "whole", "--json").out)
@@ -189,6 +203,16 @@ def test_what_reads_pytorchs_runs_reads_it_too(keras_runs: tuple[Path, dict], ru
     assert done.code == 0 and "every class the same" in done.out and "weights.npz, after epoch 5" in done.out
     done = run("explain", "--out", copied, "--count", 2)
     assert done.code == 0 and done.out.count("looked most at") == 2
+    done = run("attack", "--out", copied, "--method", "fgsm", "--epsilon", "8/255")
+    clean, hurt = [float(each) for each in re.findall(r"accuracy (\d\.\d+)", done.out)]
+    assert done.code == 0 and clean == pytest.approx(found["summary"]["test_accuracy"], abs=1e-4) and hurt < clean
+    done = run("membership", "--out", copied)
+    assert done.code == 0 and "1,437 training and 360 test examples" in done.out and "AUC" in done.out
+    assert run("report", "--out", copied).code == 0
+    page = (copied / "report.html").read_text()
+    assert "Under attack" in page and "What it gives away" in page
+    done = run("generate", "--out", copied)
+    assert done.code == 2 and "is for image classification: it tells no text" in done.err
     (copied / "weights.npz").write_bytes((copied / "weights.npz").read_bytes()[:-1000])
     done = run("test", "--out", copied)
     assert done.code == 2 and "weights.npz cannot be read" in done.err

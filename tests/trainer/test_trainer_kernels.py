@@ -240,3 +240,15 @@ def test_seeding_keeps_nothing_where_there_is_no_gpu():
     assert torch.equal(drawn, torch.rand(4))
     torch.manual_seed(2)
     assert torch.equal(drawn, torch.rand(4))
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    asked = []
+    monkeypatch.setattr(device, "keep_memory", lambda: asked.append("kept"))
+    device.settle(torch.device("cpu"), 0, torch.get_num_threads())
+    assert asked == ["kept"]
+    monkeypatch.undo()
+    # mallopt refuses a value that is too large: then nothing is kept
+    assert device.keep_memory() == hasattr(ctypes.CDLL(None), "mallopt")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not device.keep_memory()

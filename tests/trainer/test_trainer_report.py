@@ -146,6 +146,13 @@ def test_a_report_that_cannot_be_made_ends_no_run(run, tmp_path, monkeypatch):
     assert (tmp_path / "run/summary.json").exists()
 
 
+def test_a_file_that_holds_something_else_is_said_in_a_line(run, digits_run, tmp_path):
+    folder = shutil.copytree(digits_run, tmp_path / "run")
+    (folder / "summary.json").write_text('{"seconds": "a minute"}')
+    done = run("report", "--out", folder)
+    assert done.code == 2 and "holds something else than a run writes" in done.err and done.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("data", ["pydoc", "tones"])
 def test_text_and_sound_have_reports_too(run, tmp_path, open_page, data):
     recipe = ("--limit", 20, "--epochs", 1, "--batch-size", 10, "--context", 32)

@@ -127,25 +127,33 @@ def test_only_a_language_model_goes_on_with_a_text(digits_run, run):
     assert "is for image classification: it tells no text" in outcome.err
 
 
-@pytest.fixture(scope="module")
-def recurrent(squares, tmp_path_factory):
-    """An LSTM that has learnt the same sentence."""
+@pytest.fixture(scope="module", params=["lstm", "gru"])
+def recurrent(request, squares, tmp_path_factory):
+    """A recurrent net that has learnt the same sentence."""
     from trainer.cli import main
 
     out = tmp_path_factory.mktemp("recurrent") / "run"
-    arguments = ("--model", "rnn", "--model-options", "width=32", "--epochs", 4, "--lr", 0.02, "--no-resume")
+    options = f"width=32,cell={request.param}"
+    arguments = ("--model", "rnn", "--model-options", options, "--epochs", 4, "--lr", 0.02, "--no-resume")
     assert main(["train", "--config", str(squares / "config.json"), "--out", str(out), *map(str, arguments)]) == 0
     return out
 
 
-@pytest.mark.parametrize(("of", "whole", "eight"), [
-    ("squares", "MatMul", "MatMulInteger"), ("recurrent", "LSTM", "DynamicQuantizeLSTM"),
-])  # fmt: skip
-def test_in_eight_bits_a_language_model_says_the_same(of, whole, eight, request, run, tmp_path):
+def test_in_eight_bits_a_transformer_says_the_same(squares, run, tmp_path):
+    assert "MatMulInteger" in in_eight_bits(squares, run, tmp_path)
+
+
+def test_in_eight_bits_a_recurrent_net_says_the_same(recurrent, run, tmp_path):
+    """Of a GRU the weights alone are in 8 bits: ONNX Runtime computes it in floating point."""
+    kinds = in_eight_bits(recurrent, run, tmp_path)
+    assert "DynamicQuantizeLSTM" in kinds or {"DequantizeLinear", "GRU"} <= kinds
+
+
+def in_eight_bits(folder, run, tmp_path):
+    """The kinds of nodes of the run in int8, which is as good as it was, and all of whose weights are int8."""
     import onnx
     import onnxruntime
 
-    folder = request.getfixturevalue(of)
     done = run("export", "--out", folder, "--folder", tmp_path, "--to", "onnx,int8")
     assert done.code == 0, done.err
     assert re.search(r"perplexity \d\.\d{3} \(fp32 \d\.\d{3}\), accuracy .* an example", done.out), done.out
@@ -153,7 +161,8 @@ def test_in_eight_bits_a_language_model_says_the_same(of, whole, eight, request,
     opened, found = open_run(folder, {}), {}
     inputs, targets = opened.data.test.inputs.numpy(), opened.data.test.targets.numpy().astype(int)
     for name in ("model.onnx", "model.int8.onnx"):
-        logits = onnxruntime.InferenceSession(tmp_path / name).run(None, {"examples": inputs})[0]
+        running = onnxruntime.InferenceSession(tmp_path / name)  # each text alone, as it is used
+        logits = np.concatenate([running.run(None, {"examples": each[None]})[0] for each in inputs])
         given = predict.probabilities(logits)
         loss = -np.log(np.take_along_axis(given, targets[..., None], -1)).mean()
         found[name] = (float((logits.argmax(-1) == targets).mean()), float(np.exp(loss)))
@@ -164,11 +173,11 @@ def test_in_eight_bits_a_language_model_says_the_same(of, whole, eight, request,
     assert (facts["int8"]["accuracy"], facts["int8"]["perplexity"]) == pytest.approx(found["model.int8.onnx"], rel=1e-3)
     assert found["model.int8.onnx"][0] >= found["model.onnx"][0] - 0.01
     assert found["model.int8.onnx"][1] <= 1.01 * found["model.onnx"][1]
-    kinds = [node.op_type for node in onnx.load(tmp_path / "model.int8.onnx").graph.node]
-    assert eight in kinds and whole in [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert (tmp_path / "model.int8.onnx").stat().st_size < 0.6 * (tmp_path / "model.onnx").stat().st_size
-    weights = onnx.load(tmp_path / "model.int8.onnx").graph.initializer
-    assert max(int(np.prod(each.dims)) for each in weights if each.data_type == onnx.TensorProto.FLOAT) < 1024
+    graph = onnx.load(tmp_path / "model.int8.onnx").graph
+    floats = [each for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT]
+    assert max(int(np.prod(each.dims)) for each in floats) < 1024
+    return {node.op_type for node in graph.node}
 
 
 def test_an_int8_whose_perplexity_rises_is_no_good_one():
@@ -189,18 +198,28 @@ def bundle(squares, tmp_path_factory):
 
 
 def test_it_goes_on_in_a_bundle_without_torch_as_it_does_here(squares, bundle, run, tmp_path):
-    arguments = ("--prompt", "one two ", "--length", 40, "--temperature", 1, "--seed", 3)
+    arguments = ("--prompt", "one two ", "--length", 40, "--temperature", 0)
     here = run("generate", "--out", squares, *arguments)
     there = python("predict.py", *arguments, cwd=bundle, env=without(tmp_path, "torch"))
     assert (there.stdout, there.stderr) == (here.out, "")
+    card, page = json.loads((bundle / "card.json").read_text()), (bundle / "README.md").read_text()
+    assert (card["kind"], card["file"], card["accuracy"]) == ("int8", "model.int8.onnx", None)
+    told = "perplexity {:.3f} (fp32 {:.3f})".format(*(card["facts"][each]["perplexity"] for each in ("int8", "fp32")))
+    assert f"kB. int8: {told}" in page
+    found, texts = (
+        predict.Predictor(bundle / "card.json"),
+        np.random.default_rng(0).integers(32, 127, (4, 32), np.uint8),
+    )
+    alone = np.concatenate([found.logits(text[None]) for text in texts])
+    assert np.array_equal(found.logits(texts), alone)  # what it says of a text hangs on no other
     assert here.err.startswith("weights ") and "after epoch 6" in here.err
     wrong = python("predict.py", "README.md", cwd=bundle, env=without(tmp_path / "2", "torch"))
     assert wrong.returncode == 2 and "give it one with --prompt" in wrong.stderr
-    assert '--prompt "The "' in (bundle / "README.md").read_text()
+    assert '--prompt "The "' in page
 
 
 @pytest.mark.parametrize("of", ["squares", "bundle"])
-def test_a_language_model_is_served_and_goes_on_with_each_prompt(of, request, squares, run):
+def test_a_language_model_is_served_and_goes_on_with_each_prompt(of, request, squares, run, tmp_path):
     folder = request.getfixturevalue(of)
     with serving(model.load(folder, "cpu", 1, 1000), app.Limits(length=60)) as client:
         whole = client.post("/generate", {"prompt": "one two ", "length": 26, "temperature": 0})
@@ -209,8 +228,12 @@ def test_a_language_model_is_served_and_goes_on_with_each_prompt(of, request, sq
         with ThreadPoolExecutor(3) as pool:  # together, and each as if it were alone
             told = [each[1]["text"] for each in pool.map(lambda ask: client.post("/generate", ask), asks)]
         assert told[0] == told[2] != told[1]
-        printed = run("generate", "--out", squares, "--prompt", "one ", "--length", 30, "--temperature", 2, "--seed", 1)
-        assert printed.out == told[0] + "\n"
+        arguments = ("--prompt", "one ", "--length", 30, "--temperature", 2, "--seed", 1)
+        if of == "squares":
+            printed = run("generate", "--out", squares, *arguments).out
+        else:
+            printed = python("predict.py", *arguments, cwd=folder, env=without(tmp_path, "torch")).stdout
+        assert printed == told[0] + "\n"
         assert client.metric("predictions_total") == 26 + 3 * 30
         for ask, word in (
             ({"prompt": "a", "length": 61}, "length 61 is more than 60 bytes"),

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from test_trainer_models import TutorialNet
-from trainer_runs import ROOT, assert_same_bits, weights
+from trainer_runs import ROOT, assert_same_bits, start, weights
 
 from trainer import checkpoint, data, optim, train
 from trainer.config import configure
@@ -195,6 +196,19 @@ def test_asking_for_a_gpu_where_there_is_none_is_an_error_never_the_cpu(run, tmp
     assert outcome.code == 2
     assert "no CUDA device" in outcome.err and "--device cpu" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_ctrl_c_while_it_starts_ends_it_without_a_word(tmp_path):
+    """The signal comes while a package is imported."""
+    (tmp_path / "typer.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGINT)\nfor _ in range(10**6):\n    pass\nraise ImportError\n"
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else a child inherits that it is ignored
+    try:
+        process = start("test", "--out", tmp_path, PYTHONPATH=str(tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (process.communicate(timeout=60), process.returncode) == (("", ""), 130)
 
 
 # ---- memory

@@ -37,7 +37,7 @@ From a program: `from predict import Predictor; Predictor().go_on("The ", length
 
 {about}"""
 ABOUT = """\
-Model: {file}, {size}. {accuracy} {choice}
+Model: {file}, {size}. {accuracy}{choice}
 Everything else about it is in card.json, its sha256 among it; predict.py refuses a model that is not that file.
 """
 WHAT = {
@@ -48,17 +48,16 @@ WHAT = {
 
 
 def bundle(source: Source, checked: Facts, folder: Path, say: Say) -> Path:
-    """Write the folder, and a zip of it beside. The model is int8 where that is within a point of fp32.
+    """Write the folder, and a zip of it beside. The model is int8 where that is good enough, else fp32.
 
-    `checked` is what was found of the fp32 model on ONNX Runtime. A language model is always fp32: the same
-    seed draws the same text from it, whoever else is served.
+    `checked` is what was found of the fp32 model on ONNX Runtime.
     """
     made, choice = choose(source)
     if made:
         card = source.card("int8", "model.int8.onnx", made.model, made.facts, made.int8.accuracy)
     else:
         card = source.card("onnx", "model.onnx", source.onnx, checked)
-    accuracy = "" if card.accuracy is None else f"Accuracy {100 * card.accuracy:.1f} % ({card.tested_on})."
+    accuracy = "" if card.accuracy is None else f"Accuracy {100 * card.accuracy:.1f} % ({card.tested_on}). "
     size = f"{card.size_bytes / 1000:,.0f} kB"
     page = (WRITER if source.run.task is LANGUAGE else README).format(
         title=f"{source.run.config.model}, trained on {source.run.config.data_name}",
@@ -67,7 +66,8 @@ def bundle(source: Source, checked: Facts, folder: Path, say: Say) -> Path:
         classes=", ".join(card.classes[:20]) + (", ..." if len(card.classes) > 20 else ""),
         about=ABOUT.format(file=card.file, size=size, accuracy=accuracy, choice=choice),
     )
-    packages = ["onnxruntime>=1.16", "numpy>=1.24", *(["pillow>=10"] if source.run.task is IMAGES else [])]
+    # 1.18 is the first that reads files of this version of ONNX
+    packages = ["onnxruntime>=1.18", "numpy>=1.24", *(["pillow>=10"] if source.run.task is IMAGES else [])]
     try:
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier export, the other model among it
         folder.mkdir(parents=True)
@@ -86,8 +86,6 @@ def bundle(source: Source, checked: Facts, folder: Path, say: Say) -> Path:
 
 def choose(source: Source) -> tuple[int8.Quantised | None, str]:
     """The quantised model, or None for fp32; and why, in words."""
-    if source.run.task is LANGUAGE:
-        return None, "fp32, since in int8 what it says of a text depends on the texts beside it in a batch."
     if not source.real:
         return None, "fp32, since int8 needs the run's data, which isn't here."
     made = int8.quantise(source)

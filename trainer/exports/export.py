@@ -98,8 +98,7 @@ def to_onnx(source: Source) -> Made:
 def to_int8(source: Source) -> Made:
     """The graph in 8-bit integers. One that has lost more than a point is written, and that is said."""
     made = int8.quantise(source)
-    accuracy = made.int8.accuracy if source.run.classes else None  # as with every card of a language model
-    return Made({"model.int8.onnx": made.model}, made.in_words(), made.facts, accuracy)
+    return Made({"model.int8.onnx": made.model}, made.in_words(), made.facts, made.int8.accuracy)
 
 
 def to_caffe(source: Source) -> Made:

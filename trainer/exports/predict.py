@@ -172,8 +172,10 @@ class Predictor:
         self.example = reader(self.card) if self.card["task"] != LANGUAGE else None
 
     def logits(self, examples: Array) -> Array:
-        """A batch of examples to the model's outputs [N, classes]."""
-        return self.session.run(None, {self.session.get_inputs()[0].name: examples})[0]
+        """A batch of examples to the model's outputs [N, classes]; what it says of one hangs on no other."""
+        name, size = self.session.get_inputs()[0].name, 1 if self.card["facts"].get("alone") else len(examples)
+        parts = [examples[at : at + size] for at in range(0, len(examples), size)]
+        return np.concatenate([self.session.run(None, {name: part})[0] for part in parts])
 
     def predict(self, data: bytes) -> list[tuple[str, float]]:
         """A file's bytes to each class and its probability, the most probable first. Raises BadExample."""

@@ -1,6 +1,8 @@
 """What is exported: a run's model, and examples to compare every export on."""
 
+import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -46,7 +48,9 @@ class Source:
             self.say(f"note: the run's data isn't here ({error}); exports are compared on random examples")
             return None
         if found.shape != self.run.shape:
-            self.say(f"note: this data is {found.shape}, the run's was {self.run.shape}; compared on random examples")
+            self.say(
+                f"note: this data is for {found.shape}, the run's for {self.run.shape}; compared on random examples"
+            )
             return None
         return found
 
@@ -85,9 +89,11 @@ class Source:
     def program(self) -> ExportedProgram:
         """The graph, free of Python, for any batch size. Raises BadExport."""
         example = torch.from_numpy(self.examples[:2])
+        logging.getLogger("torch.fx").setLevel(logging.CRITICAL)
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of recurrent layers, whose weights are two views of one thing
+            # a graph that can't be made is printed, as far as it went; and recurrent layers warn of their weights
+            with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
                 return torch.export.export(self.module, (example,), dynamic_shapes=({0: Dim("batch")},))
         except Exception as error:  # the model may be anyone's, and torch.export raises many kinds
             reason = str(error).strip().partition("\n")[0]
@@ -121,7 +127,7 @@ class Source:
             task=self.run.task.name,
             classes=self.run.classes,
             input=inputs_of(self.run),
-            accuracy=own if accuracy is None else accuracy,
+            accuracy=own if own is None or accuracy is None else accuracy,  # none of a language model
             tested_on=tested_on,
             run=trained_as(self.out, self.run),
             facts=facts,

@@ -62,10 +62,15 @@ def build(name: str, shape: Shape, options: Mapping[str, object] | None = None) 
         raise BadModel(
             f"the model {name} has no option {unknown[0]}", f"It has: {', '.join(there)}." if there else "It has none."
         )
+    for option, value in given.items() if name in MODELS else ():
+        kind = known[option].annotation
+        if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, kind)) or value <= 0):
+            wanted = "whole number" if kind is int else "number"
+            raise BadModel(f"{option}={value} of the model {name} is no {wanted} above 0", "Check --model-options.")
     first = shape if "shape" in known else shape.classes
     try:
         model = entry.make(first, **given)
-    except (TypeError, ValueError, AssertionError) as error:
+    except Exception as error:  # any model's code may raise anything
         raise BadModel(f"the model {name} cannot be made: {error}", "Check --model-options.") from error
     if name not in MODELS or name == "lenet":
         _try(name, model, shape)

@@ -10,7 +10,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 
 from trainer import files
-from trainer.errors import BadOutput
+from trainer.errors import BadOutput, BadRun
 from trainer.report import answers, charts, facts
 from trainer.report.charts import Series
 from trainer.report.found import Found, duration, figure, percent, times
@@ -29,9 +29,15 @@ DRAWN = ("epoch", "train_loss", "test_loss", "test_accuracy", "seconds", "cpu_co
 
 
 def write(found: Found) -> Path:
-    """Make the report of a run, in its folder. Raises BadOutput."""
+    """Make the report of a run, in its folder. Raises BadRun, BadOutput."""
     path = found.config.out / REPORT
-    page = make(found)
+    try:
+        page = make(found)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise BadRun(
+            f"a file in {found.config.out} holds something else than a run writes: {error!r}",
+            "Look at metrics.jsonl, summary.json, robustness.json, membership.json: the page does without any of them.",
+        ) from error
     try:
         files.replace_text(path, page)
     except OSError as error:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trainer import explain, report
+from trainer.errors import BadInput
 from trainer.evaluate import OpenRun, evaluate, open_run
 from trainer.evaluation import Array
 from trainer.report.found import Example, Found, choose
@@ -26,7 +27,10 @@ def ask(run: OpenRun) -> Found:
         stored = test.inputs[chosen].cpu().numpy()
         if not chosen or data.task not in (IMAGES, TEXT):
             return stored, None
-        heats = explain.heats(run.model, data, "saliency", chosen, verdicts.predicted[chosen])
+        try:
+            heats = explain.heats(run.model, data, "saliency", chosen, verdicts.predicted[chosen])
+        except BadInput:  # a model of one's own that can't be asked why
+            return stored, None
         return stored, [heat.values for heat in heats]
 
     examples: tuple[Example, ...] = ()

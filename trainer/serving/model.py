@@ -55,7 +55,7 @@ def _of_bundle(card: Path, threads: int, most_pixels: int) -> Served:
     except BadExample as error:
         raise BadExport(f"{card.parent} can't be served: {error}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadRun(f"{card} doesn't describe an exported model: {error}", "Export it again.") from None
+        raise BadRun(f"{card} doesn't describe an exported model: {error}", "Export it again, card and all.") from None
 
 
 def _of_run(out: Path, device: str, threads: int, most_pixels: int) -> Served:

@@ -83,7 +83,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise BadExport(
             f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}",
-            "Give another --port; 0 takes any that is free.",
+            "Give another --port, of which 0 takes any that is free, or an address of this computer as --host.",
         ) from None
 
 
