@@ -5,6 +5,7 @@ needs; the rounds are interleaved, and who begins changes. Ratios are to rsync's
 median counts: seconds drift on a busy computer. One round more than asked is made, and the first isn't counted.
 Nothing small is deleted before the end: ext4 passes over the inodes of files that were deleted within the last minutes
 one by one whenever a file is made, and whoever came next paid for it with up to 0.7 ms a file, as much as all the rest.
+What was written before is on the disk before a transfer begins: else one that syncs would wait for what isn't its own.
 
     a       1,500 small source files, 8 MB      b    one file that can't be compressed      c    2,000 files of 20 KB
     again   a again, after one of its files has changed       same    a pull that has nothing new to bring
@@ -12,8 +13,8 @@ one by one whenever a file is made, and whoever came next paid for it with up to
     rsync   -a over ssh, as it comes              scp  -r, as it comes           tar  over ssh, not compressed
     sftp    paramiko's, one file after the other
     ours    the calls that `orchestrate run` makes, on a connection of their own; the machine ends up with a tree that
-            is checked against its digests, and what comes home is checked and synced to the disk before it has its
-            name. rsync doesn't sync. What isn't in it is Python's own start, which is said on a line of its own.
+            is checked against its digests, and what comes home is checked, and on the disk before the pull ends.
+            rsync doesn't sync. What isn't in it is Python's own start, which is said on a line of its own.
             All of it is Python: no ssh program is needed. The machine is one where an agent has run before.
 
     python benchmarks/transfer.py [--rounds 5] [--mib 512] [--only abc] [--without sftp,scp] [--folder /dev/shm]
@@ -224,6 +225,7 @@ Took = dict[tuple[str, str], list[float]]  # seconds by contender and what was d
 
 def timed(act: Callable[[Path], None], folder: Path) -> float:
     """The seconds that it takes."""
+    os.sync()
     started = time.monotonic()
     act(folder)
     return time.monotonic() - started

@@ -4,7 +4,7 @@
     grant(session, job, node)   addresses to write there, signed here: all that a machine is ever given
     renewed(...)                new ones, as long as a command follows the job
     restore(...)                what the store has, unpacked on the next machine, where that is newer than what is home
-    remove(...)                 nothing is left there once the session is down
+    remove(...)                 nothing is left there once the session is down, unless it is newer than what came home
 
 The data goes from machine to store to machine; `orchestrator/remote/bucket.py` is the machine's half.
 """
@@ -166,7 +166,7 @@ def place_of(job: Job) -> Place | None:
 def run_json(results: Path) -> dict[str, Any]:
     """What a results folder says of its run."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((results / "run.json").read_text("utf-8"))
+        found = json.loads((results / "run.json").read_text("utf-8", "surrogateescape"))
         return found if isinstance(found, dict) else {}
     return {}
 
@@ -297,6 +297,15 @@ def renewed(host: Host, session: Session, job: Job, node: int, say: Say) -> Iter
 
 def archives(session: Session, job: Job, node: int, say: Say) -> list[Archive]:
     """What the store has of the job, newest first; where it can't be asked, nothing, and that is said."""
+    try:
+        return look(session, job, node, say)
+    except OrchestrateError as error:
+        say(f"the checkpoints in the bucket can't be looked for: {error}")
+        return []
+
+
+def look(session: Session, job: Job, node: int, say: Say) -> list[Archive]:
+    """What the store has of the job, newest first. Raises OrchestrateError where it can't be asked."""
     place = place_of(job)
     if place is None:
         return []
@@ -307,7 +316,7 @@ def archives(session: Session, job: Job, node: int, say: Say) -> list[Archive]:
             said = store.get_object(Bucket=place.bucket, Key=key)["Body"].read(1 << 16)
     except OrchestrateError as error:
         if "NoSuchKey" not in str(error):
-            say(f"the checkpoints in the bucket can't be looked for: {error}")
+            raise
         return []
     try:
         pointer = json.loads(said)
@@ -340,7 +349,7 @@ def restore(wire: Wire, session: Session, job: Job, node: int, say: Say) -> str 
     if place is None:
         return None
     store, part = client(place), place.key(folder(session, job, node))
-    home = run_json(job.results / f"node-{node}" if node else job.results).get("home") or {}
+    home = came_home(job, node)
     for archive in archives(session, job, node, say):
         if not is_newer(archive, home):
             say(f"what came home is newer than the bucket's checkpoint of {clock(archive.at)}: it is sent from here")
@@ -358,6 +367,11 @@ def restore(wire: Wire, session: Session, job: Job, node: int, say: Say) -> str 
         with understood():
             return str(answer["tree"])
     return None
+
+
+def came_home(job: Job, node: int) -> dict[str, Any]:
+    """When what is home of that part was read on the machine, and of which start; empty where nothing is."""
+    return run_json(job.results / f"node-{node}" if node else job.results).get("home") or {}
 
 
 def is_newer(archive: Archive, home: dict[str, Any]) -> bool:
@@ -381,26 +395,51 @@ def mention(session: Session, jobs: list[Job]) -> str:
     return f"; what the bucket has of it is in {', '.join(named)}, until `down`" if named else ""
 
 
-def remove(record: Store, session: Session, say: Say) -> None:
-    """Removes what the store has of a session that is down, and says what it could not. Raises nothing of its own."""
+def remove(record: Store, session: Session, say: Say, discard: bool = False) -> None:
+    """Removes what the store has of a session whose machines have ended, and says what it could not.
+
+    What is newer there than what came home of a job stays, unless `discard`. A store that fails is asked once. Raises
+    nothing of its own.
+    """
+    failed: dict[tuple[str, str], Exception] = {}
     for job in record.jobs(session):
         place = place_of(job)
         if place is None:
             continue
-        nodes = [job.node or 0] if job.node is not None else range(max(len(session.machines), 1))
+        nodes = range(1 if job.node is not None else max(len(session.machines), 1))
         folders = [place.key(folder(session, job, node)) for node in nodes]
+        whole = f"s3://{place.bucket}/{folders[0].rpartition('/')[0]}"
         if place.keep:
-            say(f"the checkpoints of job {job.number} stay in s3://{place.bucket}/{folders[0].rpartition('/')[0]}")
+            say(f"the checkpoints of job {job.number} stay in {whole}")
             continue
+        is_home = discard or (job.pulled and job.state != "lost")
         try:
-            store = client(place)
-            with answering(place):
-                for prefix in folders:
-                    there = store.list_objects(Bucket=place.bucket, Prefix=f"{prefix}/").get("Contents", [])
-                    for key in (one["Key"] for one in there):
-                        store.delete_object(Bucket=place.bucket, Key=key)
-        except OrchestrateError as error:
+            if earlier := failed.get((place.endpoint, place.bucket)):
+                raise earlier
+            if is_home or not any(is_ahead(session, job, node, say) for node in nodes):
+                empty(place, folders)
+                continue
+            words = f"the last checkpoints of job {job.number} did not come home: they stay in {whole}"
+        except (OrchestrateError, ValueError) as error:  # ValueError: of an address that is none
+            failed[place.endpoint, place.bucket] = error
             named = ", ".join(f"s3://{place.bucket}/{one}" for one in folders)
             words = f"the checkpoints of job {job.number} may still be in {named}: {error}; remove them there"
+        say(words)
+        with contextlib.suppress(OrchestrateError):  # it has been said
             record.note(session, words)
-            say(words)
+
+
+def is_ahead(session: Session, job: Job, node: int, say: Say) -> bool:
+    """Whether the store's archive of that part is newer than what came home. Raises OrchestrateError."""
+    found = look(session, job, node, say)
+    return bool(found) and found[0].at > came_home(job, node).get("at", 0.0)
+
+
+def empty(place: Place, folders: list[str]) -> None:
+    """Removes what is in these folders. Raises OrchestrateError."""
+    store = client(place)
+    with answering(place):
+        for prefix in folders:
+            there = store.list_objects(Bucket=place.bucket, Prefix=f"{prefix}/").get("Contents", [])
+            for key in (one["Key"] for one in there):
+                store.delete_object(Bucket=place.bucket, Key=key)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from orchestrator.errors import OrchestrateError, UsageError
+from orchestrator.errors import MayStillBill, OrchestrateError, UsageError
 from orchestrator.flags import (
     Budget,
     CommandLine,
@@ -241,7 +241,10 @@ def down(
         from orchestrator import lifecycle
         from orchestrator.report import cost
 
-        records = store()
+        try:
+            records = store()
+        except OrchestrateError as error:
+            raise MayStillBill(f"{error}: what is open can't be seen, and may be billed", error.hint) from error
         if name is None and not records.sessions():
             done(as_json, None, "no session is open; nothing is left")
             return

@@ -80,8 +80,7 @@ def check_budget(session: Session, until: float, budget: float | None) -> None:
 
 def at_most(session: Session) -> float | None:
     """What a session may cost until its end, all its machines together; None where a price isn't known."""
-    costs = [row.cost(session.expires_at) for row in session.history]
-    return None if None in costs else sum(cost for cost in costs if cost)
+    return session.cost(session.expires_at)
 
 
 def summary(session: Session) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import sync, usage
+from orchestrator.arrivals import cannot_take
 from orchestrator.beside import beside
 from orchestrator.errors import MachineGone, OrchestrateError, TransferIncomplete, Unreachable
 from orchestrator.ssh import Host
@@ -108,9 +109,15 @@ def status_of(said: dict[str, Any]) -> dict[str, Any]:
         return {**said, "reason": str(said.get("reason", ""))[:1000], **times}
 
 
-def news(wire: Wire, job: Job, offset: int, seen: str, progress: Any, wait_s: float) -> tuple[dict[str, Any], bytes]:
-    """What `follow` answers: status, progress, the log's size, where its bytes start; and these. Raises Refused."""
-    said, data = wire.follow(job=job.number, offset=offset, seen=seen, progress=progress, wait_s=wait_s)
+def news(
+    wire: Wire, job: Job, offset: int, seen: str, progress: Any, wait_s: float, at_home: int | None = None
+) -> tuple[dict[str, Any], bytes]:
+    """What `follow` answers: status, progress, the log's size, where its bytes start; and these. Raises Refused.
+
+    Who takes them home says how many are `at_home`: a machine that has lost its power may have fewer.
+    """
+    asked = {"offset": offset, "seen": seen, "progress": progress, "wait_s": wait_s, "at_home": at_home}
+    said, data = wire.follow(job=job.number, **asked)
     with understood():
         told = said["progress"] if isinstance(said["progress"], dict) else None
         size, start = int(said["size"]), int(said.get("start", offset))
@@ -147,12 +154,18 @@ def stop(wire: Wire, store: Record, job: Job, grace_s: float, say: Callable[[str
 
 
 class Log:
-    """The job's log at home. Bytes are written at the offset that they have on the machine."""
+    """The job's log at home. Bytes are written at the offset that they have on the machine.
+
+    Raises TransferIncomplete where it can't be made.
+    """
 
     def __init__(self, results: Path) -> None:
-        results.mkdir(parents=True, exist_ok=True)
         self.path = results / "log.txt"
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            results.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise cannot_take(results, error) from error
         self.read_to = 0
 
     @property
@@ -237,7 +250,7 @@ def _follow(host: Host, store: Record, job: Job, watcher: Watcher, log: Log, gon
     while True:
         try:
             wire = wire or host.agent(timeout_s=LOOK_S + 15)
-            answer, data = news(wire, job, offset, seen=state, progress=progress, wait_s=LOOK_S)
+            answer, data = news(wire, job, offset, state, progress, LOOK_S, log.size)
         except Unreachable as error:
             wire = None
             lost_at = reconnecting(host, store, job, error, lost_at, watcher)
@@ -263,7 +276,7 @@ def _follow(host: Host, store: Record, job: Job, watcher: Watcher, log: Log, gon
             state = answer["status"]["state"]
             record(store, job, answer["status"])
             if state == "queued":
-                watcher.say(f"job {job.number} waits for the jobs before it")
+                watcher.say(f"job {job.number}: {answer['status']['reason'] or 'it waits for the jobs before it'}")
         if state in ENDED and offset >= answer["size"]:
             host.park(wire)
             return
@@ -335,7 +348,8 @@ def bring_home(wire: Wire, store: Record, job: Job, final: bool, tell: sync.Tell
         )
         home = {"at": pulled.at, "of": status.get("started_at")}
         note(job, status=status, usage=usage.bring_home(wire, job), home=home)
-        store.update_job(job, pulled=int(status["state"] in ENDED))  # the machine may have begun it again by itself
+        over = status["state"] in ENDED and not status.get("again")  # else the machine begins it again, or may do so
+        store.update_job(job, pulled=int(over))
     return pulled
 
 
@@ -343,15 +357,16 @@ def bring_log(wire: Wire, store: Record, job: Job) -> dict[str, Any]:
     """Completes the log at home, and the record; returns the job's state as the machine words it."""
     log = Log(job.results)
     try:
+        offset = log.size
         while True:
-            offset = log.size
-            answer, data = news(wire, job, offset, seen="", progress=None, wait_s=0)
+            answer, data = news(wire, job, offset, seen="", progress=None, wait_s=0, at_home=log.size)
             log.write(data, answer["start"])
-            if log.size >= answer["size"]:
+            offset = answer["start"] + len(data)
+            if offset >= answer["size"]:
                 status: dict[str, Any] = answer["status"]
                 record(store, job, status)
                 return status
-            check_came(job, data, log.size, answer["size"])
+            check_came(job, data, offset, answer["size"])
     finally:
         log.close()
 
@@ -363,17 +378,23 @@ def check_came(job: Job, data: bytes, offset: int, size: int) -> None:
 
 
 def note(job: Job, **more: Any) -> None:
-    """Adds to the job's run.json: what ran, where, with which versions, and how it ended."""
+    """Adds to the job's run.json: what ran, where, with which versions, and how it ended. Raises TransferIncomplete."""
     path = job.results / "run.json"
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text("utf-8"))
+        known = json.loads(path.read_text("utf-8", "surrogateescape"))
     write_json(path, {**known, **more})
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Written aside, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Written aside, then renamed. Raises TransferIncomplete where the disk refuses."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8", "surrogateescape")
-    aside.replace(path)
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, "utf-8", "surrogateescape")
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise cannot_take(path.parent, error) from error

@@ -8,9 +8,10 @@ what is.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,17 +25,19 @@ from orchestrator.errors import (
     MachineGone,
     MayStillBill,
     OrchestrateError,
+    Refused,
     TransferIncomplete,
     Unreachable,
     UsageError,
 )
-from orchestrator.fleet import Fleet
+from orchestrator.fleet import Fleet, Part
 from orchestrator.interrupts import one_interrupt, patience
 from orchestrator.market import Clouds, allowed, answering_for, machine_spec, propose
 from orchestrator.session import KEYS, check_same, held, keys, load_cloud, mapped, seeded_key
 from orchestrator.ssh import Host
 from orchestrator.store import KEPT, Job, MachineRow, Session, Store
 from orchestrator.watch import Proposal, Watcher
+from orchestrator.wire import MachineError
 
 if TYPE_CHECKING:
     from orchestrator.config import Config
@@ -53,23 +56,30 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
     check_state(config, watcher)
     bucket.check(config, clouds, simulate)
     with store.lock(name):
-        session = store.find(name)
+        session, goes_on, lifetime_s = store.find(name), False, float(config.resources.expiry)
+        spent = session.cost(min(time.time(), session.expires_at)) if session else 0.0
         if session is not None:
             check_same(session, clouds, simulate)
             clouds = {session.provider: clouds[session.provider]}
             if session.state == "ready":
                 return again(store, session, config, clouds, watcher)
-            watcher.say(f"session {name!r} was left half made; going on with it")
+            check_nothing_there(store, session)
+            if goes_on := is_as_asked(session, config):
+                config, lifetime_s = as_made(session, config), session.expires_at - time.time()
+            how = "going on with it, as it was asked for" if goes_on else "beginning it anew, as asked for now"
+            watcher.say(f"session {name!r} was left half made; {how}")
             with mapped():
                 clouds[session.provider].check_folder(name, session.folder, watcher.say)
-        proposal = answering_for(clouds, propose(clouds, name, config, watcher.say), watcher)
+        proposal = answering_for(clouds, propose(clouds, name, config, watcher.say, lifetime_s, spent), watcher)
         if not watcher.agrees(proposal):
             raise UsageError("nothing was rented", "say yes, or --yes")
-        expires_at = time.time() + proposal.lifetime_s
-        resources = config.resources.model_dump_json()
-        session = session or store.open_session(
-            name, proposal.offer.provider, expires_at, simulate, config.resources.budget, resources
-        )
+        ends, budget, asked = time.time() + lifetime_s, config.resources.budget, config.resources.model_dump_json()
+        if session is None:
+            session = store.open_session(name, proposal.offer.provider, ends, simulate, budget, asked)
+        elif not goes_on:
+            if session.machine is None or not clouds[session.provider].keeps_disk:
+                end_machines(session, clouds[session.provider], watcher)
+            session = store.renew(session, ends, budget, asked)
         with one_interrupt(watcher.say), rolled_back(store, session, clouds, watcher):
             session = create(store, session, clouds, config, proposal, watcher)
             prepare(store, session, config, clouds[session.provider], watcher)
@@ -84,6 +94,28 @@ def check_state(config: Config, watcher: Watcher) -> None:
 
         with mapped():
             places.check_state(state, watcher.say)
+
+
+def check_nothing_there(store: Store, session: Session) -> None:
+    """Raises UsageError where a session that was left half made has machines with results: they might be ended."""
+    waiting = [str(job.number) for job in store.jobs(session) if not job.pulled]
+    if waiting and session.machines and not load_cloud(session.provider, session.simulated).keeps_disk:
+        raise UsageError(
+            f"{session.name!r} was left while lost machines of it were made anew, and results of job "
+            f"{', '.join(waiting)} may be on the others",
+            f"`orchestrate recover {session.name}` has a job of `run --recover` go on; `orchestrate down "
+            f"{session.name}` brings home what is there, and ends all",
+        )
+
+
+def is_as_asked(session: Session, config: Config) -> bool:
+    """Whether a session that was left half made is gone on with as it was asked for then, until its end of then.
+
+    What was made knows that end, and would power off then though it were to cost until another. So of a session whose
+    end has come, or that has no machine on record and was to have others, all goes first.
+    """
+    as_then = session.machine is not None or session.resources == config.resources.model_dump_json()
+    return as_then and time.time() < session.expires_at
 
 
 def again(store: Store, session: Session, config: Config, clouds: Clouds, watcher: Watcher) -> Session:
@@ -309,11 +341,21 @@ def check(
 
 
 def as_made(session: Session, config: Config) -> Config:
-    """The file as it is now, with the resources that `up` was asked for: by its flags, or in an older file."""
-    if not session.resources:
+    """The file as it is now, with the resources that `up` was asked for: by its flags, or in an older file.
+
+    The budget is that of now. What a newer version asked for by a name that isn't known here is left out.
+    """
+    asked, form = json.loads(session.resources or "{}"), type(config.resources)
+    if not asked:
         return config
-    resources = type(config.resources).model_validate_json(session.resources)
-    return config.model_copy(update={"resources": resources})
+    try:
+        resources = form.model_validate({name: asked[name] for name in form.model_fields.keys() & asked.keys()})
+    except ValueError as error:
+        raise UsageError(
+            f"what `up` asked for {session.name!r} can't be read here: a newer version has made it",
+            f"use that version, or `orchestrate down {session.name}`",
+        ) from error
+    return config.model_copy(update={"resources": resources.model_copy(update={"budget": session.budget})})
 
 
 def finish(
@@ -430,10 +472,46 @@ def bring_home(fleet: Fleet, store: Store, job: Job, tell: sync.Tell | None = No
     parts = fleet.parts(store, job)
     pulled = sync.Pulled({}, 0, 0, [])
     for node in reversed(range(len(parts))):
-        with fleet.hosts[node].agent() as wire:
+        with had_by_machine(*parts[node]), fleet.hosts[node].agent() as wire:
             one = jobs.bring_home(wire, *parts[node], final=True, tell=tell)
-        pulled = sync.together(pulled, one, f"node-{node}/" if node else "")
+            pulled = sync.together(pulled, one, f"node-{node}/" if node else "")
     return pulled
+
+
+def bring_rest_home(
+    store: Store, session: Session, job: Job, gone: Sequence[MachineRow], watcher: Watcher
+) -> tuple[list[MachineRow], list[MachineRow]]:
+    """Ends the job's parts on the machines that are still there, and brings home what they have written.
+
+    Returns those on which a part does not end whatever is done, which are of no more use than one that is gone, and
+    those from which not all came: what isn't here is on their disks.
+    """
+    stuck, behind = list[MachineRow](), list[MachineRow]()
+    grace_s = payload.setting(job, "stop_grace", 30)
+    with Fleet(session) as whole:
+        fleet = whole.of(job.node)
+        parts, say = fleet.parts(store, job), [one.say for one in fleet.watchers(watcher)]
+
+        def end(node: int, host: Host) -> None:
+            part, machine = parts[node][1], fleet.machines[node]
+            if machine in gone:
+                return
+            record = Part(store, part)  # to the record the job is lost, whatever becomes of this part
+            try:
+                with had_by_machine(record, part), host.agent() as wire:
+                    jobs.stop(wire, record, part, grace_s, say[node])
+                    jobs.bring_home(wire, record, part, final=True)
+            except (Unreachable, MachineError, TransferIncomplete) as error:
+                say[node](f"its part of job {job.number} did not all come home: {error}")
+                behind.append(machine)
+            except Refused:
+                raise
+            except OrchestrateError as error:  # it does not end
+                say[node](f"{error}; its machine is made anew too")
+                stuck.append(machine)
+
+        fleet.each(end)
+    return stuck, behind
 
 
 def stop(fleet: Fleet, store: Store, job: Job, watcher: Watcher) -> None:
@@ -443,10 +521,26 @@ def stop(fleet: Fleet, store: Store, job: Job, watcher: Watcher) -> None:
     grace_s = payload.setting(job, "stop_grace", 30)
 
     def end(node: int, host: Host) -> None:
-        with host.agent() as wire:
-            jobs.stop(wire, *parts[node], grace_s, watchers[node].say)
+        try:
+            with host.agent() as wire:
+                jobs.stop(wire, *parts[node], grace_s, watchers[node].say)
+        except MachineError as error:
+            if error.kind != "no-job":  # then nothing of it runs there
+                raise
 
     fleet.each(end)
+
+
+@contextlib.contextmanager
+def had_by_machine(record: jobs.Record, part: Job) -> Iterator[None]:
+    """Where the machine has nothing of a job, as one made anew before the job goes on there, what is at home is all."""
+    try:
+        yield
+    except MachineError as error:
+        if error.kind != "no-job":
+            raise
+        ended = {} if part.ended else {"state": "lost", "reason": "its machine has nothing of it"}
+        record.update_job(part, pulled=1, **ended)
 
 
 def check_succeeded(job: Job) -> None:
@@ -470,10 +564,9 @@ def down(store: Store, name: str, watcher: Watcher, discard: bool = False) -> Se
         if discard:
             cloud.believe(session.folder)
         else:
-            bring_everything_home(store, session, cloud, watcher)
-        closed = take_away(store, session, cloud, watcher)
-        bucket.remove(store, closed, watcher.say)
-        return closed
+            with kept_with_results(session):
+                bring_everything_home(store, session, cloud, watcher)
+        return take_away(store, session, cloud, watcher, discard)
 
 
 def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> None:
@@ -487,38 +580,89 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
         with Fleet(session) as fleet:
             fleet.refresh(store, waiting)
             for job in reversed(waiting):  # the queued ones first, so that none starts meanwhile
-                if not store.reread(job).ended:
+                if (now := store.reread(job)).state == "lost" or not now.ended:  # its machine may begin it again
                     stop(fleet, store, job, watcher)
             for job in (job for job in waiting if not store.reread(job).pulled):
                 try:
                     bring_home(fleet, store, job, watcher.progress)
-                    watcher.say(f"job {job.number}: results in {job.where}")
+                    reason = store.reread(job).reason
+                    watcher.say(f"job {job.number}: results in {job.where}" + (f"; {reason}" if reason else ""))
                 except TransferIncomplete as error:  # the others' results may come all the same
                     watcher.say(f"job {job.number}: {error}")
                     kept = error
     except Unreachable as error:
-        with mapped():
-            left = cloud.survivors(session.name, session.folder)
-        if left:
+        gone = [machine for machine in session.machines if is_gone(session, machine)]
+        if not gone:
             raise Unreachable(
                 f"{error}; the results of job {listed} are still on the machine, which is kept",
                 f"try again; `orchestrate down {session.name} --discard` gives the results up",
             ) from error
+        if len(gone) < len(session.machines):
+            listed = bring_what_is_there(store, session, waiting, gone, watcher)
+            if not listed:
+                return
+            ended = ", ".join(str(machine.node) for machine in gone)
+            raise TransferIncomplete(
+                f"machine {ended} of {session.name!r} has ended by itself, and what it had of job {listed} did not all "
+                "come home; the others are kept, and go on costing what they cost",
+                f"`orchestrate {'up' if cloud.keeps_disk else 'recover'} {session.name}` makes it anew; `orchestrate "
+                f"down {session.name} --discard` gives up what is not here",
+            ) from error
         raise TransferIncomplete(
             f"the machine has ended by itself, and the results of job {listed} did not all come home"
             + bucket.mention(session, waiting),
-            f"`orchestrate up {session.name}` starts it again, with them on it" * cloud.keeps_disk
-            or f"nothing is billing; `orchestrate down {session.name} --discard` gives them up and closes the session",
+            (
+                f"`orchestrate up {session.name}` starts it again, with them on it"
+                if cloud.keeps_disk
+                else "no machine bills"
+            )
+            + f"; `orchestrate down {session.name} --discard` gives them up and closes the session",
         ) from error
     if kept is not None:
         raise TransferIncomplete(f"{kept}; the machine is kept, and goes on costing what it costs", kept.hint)
 
 
-def take_away(store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher) -> Session:
-    """Ends the machine and closes the session once the cloud itself says that nothing is left. Raises MayStillBill."""
+def bring_what_is_there(
+    store: Store, session: Session, waiting: Sequence[Job], gone: Sequence[MachineRow], watcher: Watcher
+) -> str:
+    """Of each job what machines have that are still there. Returns the numbers of those that are not all at home."""
+    behind, lost = [], {machine.node for machine in gone}
+    with Fleet(session) as fleet:
+        for job in (job for job in waiting if not store.reread(job).pulled):
+            if job.node is None or job.node in lost:
+                bring_rest_home(store, session, job, gone, watcher)
+                behind.append(str(job.number))
+            else:
+                stop(fleet, store, job, watcher)
+                bring_home(fleet, store, job, watcher.progress)
+    return ", ".join(behind)
+
+
+@contextlib.contextmanager
+def kept_with_results(session: Session) -> Iterator[None]:
+    """What goes wrong before the machines are ended leaves them there: an error that doesn't say so does here."""
+    try:
+        yield
+    except OrchestrateError as error:
+        if error.exit_code != OrchestrateError.exit_code:
+            raise
+        raise MayStillBill(
+            f"{error}; {session.name!r} is kept, and goes on costing what it costs",
+            error.hint or f"try again; `orchestrate down {session.name} --discard` gives up what is not here",
+        ) from error
+
+
+def take_away(
+    store: Store, session: Session, cloud: provider.Cloud, watcher: Watcher, discard: bool = False
+) -> Session:
+    """Ends the machine and closes the session once the cloud itself says that nothing is left. Raises MayStillBill.
+
+    Then the bucket is emptied, before "closed": killed in between, `down` tries again.
+    """
     with contextlib.suppress(OrchestrateError):  # a full disk must not keep the machine; "closed" has to be written
         store.set_state(session, "closing")
     end_machines(session, cloud, watcher)
+    bucket.remove(store, session, watcher.say, discard)
     store.set_state(session, "closed")
     shutil.rmtree(session.folder, ignore_errors=True)
     sshconfig.refresh(store)

@@ -62,10 +62,19 @@ def offers(config: Config, everywhere: bool, simulate: bool) -> tuple[list[Offer
     return sorted(found, key=by_price), sorted(problems)
 
 
-def propose(clouds: Clouds, name: str, config: Config, say: provider.Say = provider.unheard) -> Proposal:
+def propose(
+    clouds: Clouds,
+    name: str,
+    config: Config,
+    say: provider.Say = provider.unheard,
+    lifetime_s: float | None = None,
+    spent: float | None = 0.0,
+) -> Proposal:
     """The cheapest offers that fit, of all clouds allowed. Raises UsageError where there is none, or none cheap enough.
 
     A cloud that has none is passed over where others have some. `say` is told whose prices and stock aren't of now.
+    In a session that has had machines, `lifetime_s` is what is left of its time, and `spent` what is gone of its
+    budget; None: nobody knows.
     """
     refused: list[OrchestrateError] = []
 
@@ -89,8 +98,8 @@ def propose(clouds: Clouds, name: str, config: Config, say: provider.Say = provi
         offers.sort(key=by_price)
     if not offers:
         raise refused[0]
-    lifetime_s = config.resources.expiry
-    offers = tried_first(within_budget(offers, config, lifetime_s))
+    lifetime_s = config.resources.expiry if lifetime_s is None else lifetime_s
+    offers = tried_first(within_budget(offers, config, lifetime_s, spent))
     cloud = clouds[offers[0].provider]
     with mapped():
         caveats = cloud.caveats(machine_spec(name, config, offers[0], Path(), time.time() + lifetime_s))
@@ -109,23 +118,27 @@ def tried_first(offers: list[Offer]) -> list[Offer]:
     return taken[:OFFERS]
 
 
-def within_budget(offers: list[Offer], config: Config, lifetime_s: float) -> list[Offer]:
-    """Those that can't cost more than the budget until the expiry. Raises UsageError where none is."""
+def within_budget(offers: list[Offer], config: Config, lifetime_s: float, spent: float | None) -> list[Offer]:
+    """Those that can't cost more than is left of the budget until the expiry. Raises UsageError where none is."""
     from infra.catalog import cost_until  # it reads CSV, which most commands never do
 
     budget, nodes = config.resources.budget, config.resources.nodes
     if budget is None:
         return offers
     costs = [(cost_until(offer, lifetime_s), offer) for offer in offers]
-    fits = [offer for cost, offer in costs if cost is not None and cost * nodes <= budget]
+    left = -math.inf if spent is None else budget - spent
+    fits = [offer for cost, offer in costs if cost is not None and cost * nodes <= left]
     if not fits:
         known = [(cost, offer) for cost, offer in costs if cost is not None]
         least = "an unknown amount"
         if known:
             cost, offer = min(known, key=lambda one: one[0])
             least = f"{cost * nodes:.2f} {offer.currency} ({offer.instance_type})"
+        gone = "an unknown part" if spent is None else f"{spent:.2f}"
+        so_far = "" if spent == 0 else f", of which {gone} is spent"
+        hours = f"{lifetime_s / 3600:.3g} h"
         raise UsageError(
-            f"the budget is {budget:g}, and what fits may cost {least} until its expiry in {lifetime_s / 3600:g} h",
+            f"the budget is {budget:g}{so_far}, and what fits may cost {least} until its expiry in {hours}",
             "raise the budget, or shorten the expiry; without a budget a price that nobody knows is taken, too",
         )
     return fits

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from infra.provider import SpotNotice
 from orchestrator import bucket, jobs, sync, worktree
 from orchestrator.bootstrap import Ready
-from orchestrator.errors import OrchestrateError, Unreachable, UsageError
+from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable, UsageError
 from orchestrator.fleet import Fleet, Part, part_of
 from orchestrator.quantities import parse_duration
 from orchestrator.snapshot import INPUT, LIBRARY, WORK, Snapshot
@@ -109,15 +110,30 @@ def submit(
     try:
         push(fleet, load.trees.values(), watcher)
         seconds = round(time.monotonic() - started, 3)
-        write_record(job, session, config, load.spec, load.env, ready[0], WORK in load.trees, seconds)
-        bucket.note(job, config, session)
+        with noted(job):
+            write_record(job, session, config, load.spec, load.env, ready[0], WORK in load.trees, seconds)
+            bucket.note(job, config, session)
         queue(fleet, session, job, load, ready, watcher)
+        if store.reread(job).state == "submitting":  # from now on a machine that hasn't got it has lost it
+            store.update_job(job, state="queued")
     except Unreachable:
         raise  # its fate is unknown: it stays "submitting", and the next look at the machine tells
     except OrchestrateError as error:
         store.update_job(job, state="failed", reason=f"could not be submitted: {error}"[:1000], pulled=1)
         raise
     return store.reread(job)
+
+
+@contextlib.contextmanager
+def noted(job: Job) -> Iterator[None]:
+    """Around what is noted here of a job that hasn't begun. Raises TransferIncomplete where the disk refuses."""
+    try:
+        yield
+    except (OSError, TransferIncomplete) as error:
+        raise TransferIncomplete(
+            f"job {job.number} was not begun, since nothing can be noted of it: {error}",
+            "free some space, then the same again",
+        ) from error
 
 
 def submit_again(
@@ -146,7 +162,7 @@ def submit_again(
 
     load = replace(load, spec=replace(load.spec, attempt=uuid.uuid4().hex))
     queue(fleet, session, job, load, ready, watcher, fleet.each(restore))
-    store.update_job(job, state="submitting", code=None, reason="", ended_at=None, pulled=0)
+    store.update_job(job, state="queued", code=None, reason="", ended_at=None, pulled=0)
     return store.reread(job)
 
 
@@ -374,6 +390,6 @@ def own_version() -> str:
 def setting(job: Job, name: str, default: float) -> float:
     """A number of the job's configuration, as its run.json has it."""
     try:
-        return parse_duration(json.loads((job.results / "run.json").read_text("utf-8"))["config"][name])
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_duration(bucket.run_json(job.results)["config"][name])
+    except (ValueError, KeyError, TypeError):
         return default

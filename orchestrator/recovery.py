@@ -17,24 +17,32 @@ from typing import TYPE_CHECKING
 
 from infra import provider
 from infra.provider import Machine
-from orchestrator import jobs, lifecycle, payload, snapshot
+from orchestrator import lifecycle, snapshot
 from orchestrator.errors import (
     Locked,
     MachineGone,
     MayStillBill,
     OrchestrateError,
-    Refused,
     TransferIncomplete,
     Unreachable,
     UsageError,
 )
 from orchestrator.extension import check_budget, moment
-from orchestrator.fleet import Fleet, Part
+from orchestrator.fleet import Fleet
 from orchestrator.interrupts import one_interrupt
-from orchestrator.lifecycle import as_made, create, end_machines, finish, is_gone, prepare, rolled_back, start
+from orchestrator.lifecycle import (
+    as_made,
+    bring_rest_home,
+    create,
+    end_machines,
+    finish,
+    is_gone,
+    prepare,
+    rolled_back,
+    start,
+)
 from orchestrator.market import Clouds, allowed, propose
 from orchestrator.session import held, keys, load_cloud, mapped, seeded_key, taken_down
-from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
 from orchestrator.wire import MachineError
@@ -147,8 +155,8 @@ def begin_again(
                     f"`orchestrate recover {session.name} --ttl 4h` has it go on on another machine; `orchestrate down "
                     f"{session.name}` closes the session",
                 )
-            gone += bring_rest_home(store, session, job, gone, watcher)
-            session = anew(store, session, config, gone, watcher, job)
+            stuck, behind = bring_rest_home(store, session, job, gone, watcher)
+            session = anew(store, session, config, gone + stuck, watcher, job, behind)
             store.note(session, f"job {job.number} goes on, on {where(session)}")
             store.update_job(job, reason="")  # a notice was one of a machine that is no more
             job = store.reread(job)
@@ -200,40 +208,6 @@ def where(session: Session) -> str:
     return f"{several}{session.machine.instance_type} in {session.machine.region}"
 
 
-def bring_rest_home(
-    store: Store, session: Session, job: Job, gone: Sequence[MachineRow], watcher: Watcher
-) -> list[MachineRow]:
-    """Ends the job's parts on the machines that are still there, and brings home what they have written.
-
-    What can't be had of them now is on their disks when the job begins again there. Returns those on which a part does
-    not end whatever is done: they are of no more use than one that is gone.
-    """
-    stuck: list[MachineRow] = []
-    grace_s = payload.setting(job, "stop_grace", 30)
-    with Fleet(session) as fleet:
-        parts, say = fleet.parts(store, job), [one.say for one in fleet.watchers(watcher)]
-
-        def end(node: int, host: Host) -> None:
-            part = parts[node][1]
-            if fleet.machines[node] in gone:
-                return
-            try:
-                with host.agent() as wire:
-                    record = Part(store, part)  # to the record the job is lost, whatever becomes of this part
-                    jobs.stop(wire, record, part, grace_s, say[node])
-                    jobs.bring_home(wire, record, part, final=True)
-            except (Unreachable, MachineError, TransferIncomplete) as error:
-                say[node](f"its part of job {job.number} did not all come home: {error}")
-            except Refused:
-                raise
-            except OrchestrateError as error:  # it does not end
-                say[node](f"{error}; its machine is made anew too")
-                stuck.append(fleet.machines[node])
-
-        fleet.each(end)
-    return stuck
-
-
 def anew(
     store: Store,
     session: Session,
@@ -241,11 +215,12 @@ def anew(
     gone: Sequence[MachineRow],
     watcher: Watcher,
     job: Job | None = None,
+    behind: Sequence[MachineRow] = (),
 ) -> Session:
     """Machines in place of those that are gone; if need be, and of one alone, all of them, of which nothing is left.
 
-    Those whose disks are kept are started again, whatever goes wrong at that. `job` is the one that goes on there.
-    Raises OrchestrateError.
+    Those whose disks are kept are started again, whatever goes wrong at that. `job` is the one that goes on there;
+    `behind` are the machines from which not all of it came home. Raises OrchestrateError.
     """
     config = as_made(session, config)
     clouds: Clouds = allowed(config, session.simulated)
@@ -258,24 +233,29 @@ def anew(
             if not mended(store, session, config, cloud, gone, watcher):
                 lifecycle.again(store, session, config, {session.provider: cloud}, watcher)
             return store.pick(session.name)
-        store.set_state(session, "creating")
-        with one_interrupt(watcher.say), rolled_back(store, session, clouds, watcher):
+        with one_interrupt(watcher.say):
             if not mended(store, session, config, cloud, gone, watcher):
-                check_at_home(store, session, gone, job)
-                elsewhere(store, session, config, clouds, watcher)
-        store.set_state(session, "ready")
+                check_at_home(store, session, gone, job, behind)
+                store.set_state(session, "creating")
+                with rolled_back(store, session, clouds, watcher):
+                    elsewhere(store, session, config, clouds, watcher)
+                store.set_state(session, "ready")
     return store.pick(session.name)
 
 
 def mended(
     store: Store, session: Session, config: Config, cloud: provider.Cloud, gone: Sequence[MachineRow], watcher: Watcher
 ) -> bool:
-    """Makes those that are gone anew beside the others, of the same kind; False where all have to be. Raises Locked."""
+    """Makes those that are gone anew beside the others, of the same kind; False where all have to be.
+
+    Whatever ends it, the others stay, with what is on them. Raises Locked.
+    """
     if cloud.mend is None or len(gone) == len(session.machines):
         return False
     _, _, host_private = keys(session.folder)
     listed = ", ".join(str(machine.node) for machine in gone)
     watcher.say(f"making machine {listed} of {len(session.machines)} anew; the others stay")
+    store.set_state(session, "creating")
     try:
         with mapped():
             made = cloud.mend(session.name, session.folder, host_private, [one.id for one in gone], watcher.say)
@@ -290,18 +270,22 @@ def mended(
         watcher.say(f"{error}; all of them are made anew")
         store.note(session, f"machine {listed} could not be made anew: {error}")
         return False
+    finally:
+        store.set_state(session, "ready")
     return True
 
 
-def check_at_home(store: Store, session: Session, gone: Sequence[MachineRow], job: Job | None) -> None:
-    """Raises MayStillBill where other jobs' results are on machines that would be ended for that job."""
+def check_at_home(
+    store: Store, session: Session, gone: Sequence[MachineRow], job: Job | None, behind: Sequence[MachineRow] = ()
+) -> None:
+    """Raises MayStillBill where results are on machines that would be ended for that job: other jobs', or its own."""
     there = {machine.node for machine in session.machines if machine not in gone}
+    own = {machine.node for machine in behind}
     others = [
-        other for other in store.jobs(session) if not other.pulled and (job is None or other.number != job.number)
-        and there & ({other.node} if other.node is not None else there)
+        other for other in store.jobs(session) if not other.pulled
+        and there & (own if job and other.number == job.number else there if other.node is None else {other.node})
     ]  # fmt: skip
     if others:
-        store.set_state(session, "ready")
         numbers = ", ".join(str(other.number) for other in others)
         raise MayStillBill(
             f"all machines of {session.name!r} would have to be made anew, and results of job {numbers} are on those "
@@ -324,10 +308,14 @@ def rows(session: Session, made: Sequence[Machine]) -> list[MachineRow]:
 
 
 def elsewhere(store: Store, session: Session, config: Config, clouds: Clouds, watcher: Watcher) -> None:
-    """New machines, of the offer of before, or of the next that can be had. Raises OrchestrateError."""
+    """New machines, of the offer of before, or of the next that can be had; until the end of before, in its budget.
+
+    Raises OrchestrateError.
+    """
     lost = session.machine
     end_machines(session, clouds[session.provider], watcher)
-    proposal = propose(clouds, session.name, config, watcher.say)
+    config, now = as_made(session, config), time.time()  # another command may have moved the end, and the budget
+    proposal = propose(clouds, session.name, config, watcher.say, session.expires_at - now, session.cost(now))
     taken = (lost.region, lost.instance_type) if lost else None
     offers = sorted(proposal.offers, key=lambda offer: (offer.region, offer.instance_type) == taken)
     session = create(store, session, clouds, config, replace(proposal, offers=offers), watcher)

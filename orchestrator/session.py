@@ -41,7 +41,7 @@ def connect(session: Session, machine: MachineRow | None = None) -> Host:
             f"session {session.name!r} has no machine: it was left {session.state}",
             f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
         )
-    if time.time() > session.expires_at:
+    if time.time() > session.expires_at and has_ended(session, machine):
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
         raise Unreachable(
             f"the machine of {session.name!r} reached its expiry at {at}, and ended",
@@ -49,7 +49,17 @@ def connect(session: Session, machine: MachineRow | None = None) -> Host:
             if load_cloud(session.provider, session.simulated).keeps_disk
             else f"`orchestrate down {session.name}` says what came home of it, and closes the session",
         )
-    return Host(machine.host, machine.port, machine.user, session.folder / CLIENT_KEY, machine.host_key)
+    key = session.folder / CLIENT_KEY
+    return Host(
+        machine.host, machine.port, machine.user, key, machine.host_key, lambda: has_ended(session, machine)
+    )  # fmt: skip
+
+
+def has_ended(session: Session, machine: MachineRow) -> bool:
+    """Whether a machine that has reached its end, or shows another key, is no more; it may be there all the same."""
+    from orchestrator.lifecycle import is_gone
+
+    return is_gone(session, machine)
 
 
 @contextlib.contextmanager

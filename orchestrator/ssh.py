@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from infra.lean import paramiko
-from orchestrator.errors import CommandFailed, Refused, Unreachable, UsageError
+from orchestrator.channels import Channels
+from orchestrator.errors import CommandFailed, MachineGone, Refused, Unreachable, UsageError
 from orchestrator.wire import LOADER, NEAR_WINDOW, Wire, digest, exit_code, is_near
 
 CONNECT_TIMEOUT_S = 15.0
 DEAD_LINK_TIMEOUT_S = 20.0  # seen by the kernel, see TCP_USER_TIMEOUT in tcp(7); within 30 s on a busy computer too
 LONGEST_LINE = 1 << 16
+ROOM_AFTER_S = (0, 0.05, 0.2, 0.5)  # a server with room for few sessions may not have noticed that one is over
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks end on stderr; we raise ours
 
@@ -72,14 +74,17 @@ def bare(line: str) -> str:
 class Host:
     """One machine. Opens itself at the first use, closes as a context manager.
 
-    `host_key` has a line for each key that the machine may show: one, and two or more while the key is replaced.
+    `host_key` has a line for each key that the machine may show: one, and two or more while the key is replaced. Where
+    it shows another, `is_gone` says whether it is no more: its address may have another machine by now.
     """
 
-    def __init__(self, host: str, port: int, user: str, key: Path, host_key: str) -> None:
-        self.host, self.port, self.user, self.key = host, port, user, key
+    def __init__(
+        self, host: str, port: int, user: str, key: Path, host_key: str, is_gone: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.host, self.port, self.user, self.key, self.is_gone = host, port, user, key, is_gone
         self.pins = tuple(bare(line) for line in host_key.splitlines() if line.strip())
         self.shown = ""  # the host key of the last connection, even where it was refused
-        self._transport: paramiko.Transport | None = None
+        self._channels: Channels | None = None
         self._parked: list[Wire] = []  # agents that ended well, for who asks next
         self._opening = threading.Lock()
         self.retired = False
@@ -96,9 +101,9 @@ class Host:
     def close(self) -> None:
         """Closes the transport and all its channels."""
         self._parked.clear()
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        if self._channels is not None:
+            self._channels.transport.close()
+            self._channels = None
 
     def retire(self) -> None:
         """Closes it for good: who tries again on another thread is told so."""
@@ -110,11 +115,17 @@ class Host:
     @property
     def transport(self) -> paramiko.Transport:
         """The open transport. Raises Unreachable, Refused."""
+        return self.channels.transport
+
+    @property
+    def channels(self) -> Channels:
+        """Those of the open transport. Raises Unreachable, Refused."""
         with self._opening:
-            if self._transport is None or not self._transport.is_active():
-                self._transport = self._connect()
+            if self._channels is None or not self._channels.transport.is_active():
+                self._channels = channels = Channels(self._connect(), CONNECT_TIMEOUT_S)
                 self._check_not_retired()  # while it connected, and had nothing that could be closed
-            return self._transport
+                return channels
+            return self._channels
 
     def _check_not_retired(self) -> None:
         if self.retired:
@@ -155,6 +166,11 @@ class Host:
     def _check_host_key(self, shown: paramiko.PKey) -> None:
         self.shown = f"{shown.get_name()} {shown.get_base64()}"
         if self.shown not in self.pins:
+            if self.is_gone():
+                raise MachineGone(
+                    f"the machine that we made at {self} has ended, and another is there by now",
+                    "`orchestrate status` says what can be done; to this one nothing was sent",
+                )
             raise Refused(
                 f"{self} shows another host key than the machine we made: {shown.fingerprint}",
                 "somebody may be in between, or the address now belongs to another machine; nothing was sent",
@@ -210,6 +226,8 @@ class Host:
         channel.settimeout(timeout_s)
         channel.set_combine_stderr(True)
         assignments = [f"{name}={value}" for name, value in (env or {}).items()]
+        if (channels := self._channels) is not None:  # else another thread has closed all
+            channels.look_ahead()
         self._start(channel, shlex.join(["env", *assignments, *argv] if assignments else argv))
         tail: list[str] = []
         try:
@@ -249,7 +267,13 @@ class Host:
 
     def _open_channel(self) -> paramiko.Channel:
         try:
-            return self.transport.open_session(timeout=CONNECT_TIMEOUT_S)
+            for pause_s in ROOM_AFTER_S:
+                with contextlib.suppress(paramiko.ChannelException):
+                    return self.channels.open()
+                while self._parked:  # an agent that waits for who asks next makes room
+                    self._parked.pop().close()
+                time.sleep(pause_s)
+            return self.channels.open()
         except (OSError, EOFError, paramiko.SSHException) as error:
             self.close()
             raise Unreachable(f"{self} opens no channel: {str(error) or 'no answer'}") from error

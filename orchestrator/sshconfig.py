@@ -77,8 +77,8 @@ def write(path: Path, text: str) -> None:
     """Written aside, then renamed; only for its owner's eyes."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(os.fsencode(text))  # a folder's name need not be UTF-8
     aside.replace(path)
 
 
@@ -110,4 +110,4 @@ def shown(store: Store) -> str:
     if not store.sessions():
         raise UsageError("no session is open", "`orchestrate up` opens one")
     refresh(store)
-    return (store.folder / CONFIG).read_text("utf-8").rstrip()
+    return os.fsdecode((store.folder / CONFIG).read_bytes()).rstrip()

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -102,6 +102,11 @@ class Session:
         """The first of them, where jobs are queued."""
         return self.machines[0] if self.machines else None
 
+    def cost(self, until: float) -> float | None:
+        """What all that it ever had cost until then; None where a price is unknown."""
+        costs = [row.cost(until) for row in self.history]
+        return None if None in costs else sum(cost for cost in costs if cost)
+
 
 @dataclass(frozen=True)
 class MachineRow:
@@ -158,6 +163,26 @@ class Job:
     def ended(self) -> bool:
         """Whether it has come to an end, whatever that was."""
         return self.state in ENDED
+
+
+def known(form: type, row: dict[str, Any]) -> dict[str, Any]:
+    """Of a row what this version knows: a newer one may have added columns."""
+    names = {field.name for field in fields(form)}
+    return {name: value for name, value in row.items() if name in names}
+
+
+def stored(path: Path) -> str | bytes:
+    """A path for the record: as text, and where its bytes are none (a name in GBK), as bytes."""
+    name = os.fsencode(path)
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        return name
+
+
+def path_of(name: str | bytes) -> Path:
+    """A path that was `stored`."""
+    return Path(os.fsdecode(name.encode("utf-8") if isinstance(name, str) else name))
 
 
 def _held(file: TextIO) -> str | None:
@@ -241,9 +266,9 @@ class Store:
 
     def _session(self, row: dict[str, Any]) -> Session:
         machines = self._rows("SELECT * FROM machines WHERE session = ? ORDER BY created_at, node", row["id"])
-        history = tuple(MachineRow(**{k: v for k, v in one.items() if k != "session"}) for one in machines)
-        folder, simulated = Path(row["folder"]), bool(row["simulated"])
-        return Session(**{**row, "folder": folder, "simulated": simulated, "history": history})
+        history = tuple(MachineRow(**known(MachineRow, one)) for one in machines)
+        folder, simulated = path_of(row["folder"]), bool(row["simulated"])
+        return Session(**{**known(Session, row), "folder": folder, "simulated": simulated, "history": history})
 
     def pick(self, name: str | None) -> Session:
         """The session a command means: the named one, or the only one. Raises UsageError."""
@@ -281,7 +306,7 @@ class Store:
         self._write(
             "INSERT INTO sessions (name, provider, state, folder, created_at, expires_at, simulated, budget, "
             "resources) VALUES (?,?,'creating',?,?,?,?,?,?)",
-            name, provider, str(folder), self.clock(), expires_at, int(simulated), budget, resources,
+            name, provider, stored(folder), self.clock(), expires_at, int(simulated), budget, resources,
         )  # fmt: skip
         session = self.find(name)
         assert session is not None
@@ -299,6 +324,12 @@ class Store:
         """Records another end of the session's machines, and another budget where there is one."""
         change = "UPDATE sessions SET expires_at = ?, budget = COALESCE(?, budget) WHERE id = ?"
         self._write(change, expires_at, budget, session.id)
+
+    def renew(self, session: Session, expires_at: float, budget: float | None, resources: str) -> Session:
+        """Records what is asked for now of a session that was left half made."""
+        change = "UPDATE sessions SET expires_at = ?, budget = ?, resources = ? WHERE id = ?"
+        self._write(change, expires_at, budget, resources, session.id)
+        return self.pick(session.name)
 
     def move(self, session: Session, provider: str) -> None:
         """Records that the session is in another cloud from now on."""
@@ -377,14 +408,24 @@ class Store:
             for job in self.jobs(session)
             if not job.ended
         ]
+        running += [
+            f"job {job.number} is lost: {self.comes_back(session, job)} has it go on"
+            for session in self.sessions()
+            for job in self.jobs(session)
+            if job.state == "lost" and self.is_kept(session, job)
+        ]
         opened = [f"{session.name} is up: `orchestrate down {session.name}` ends it" for session in self.sessions()]
         return "; ".join([*running, *opened]) or "nothing is left"
 
     def comes_back(self, session: Session, job: Job) -> str:
         """The command that follows a job which runs on; one that is to outlive its machine has it do so again."""
-        if (session.folder / KEPT / str(job.number)).exists():
+        if self.is_kept(session, job):
             return f"`orchestrate recover {session.name} -j {job.number}`"
         return f"`orchestrate logs {session.name} -f -j {job.number}`"
+
+    def is_kept(self, session: Session, job: Job) -> bool:
+        """Whether what it began with is kept, so that it can go on elsewhere."""
+        return (session.folder / KEPT / str(job.number)).exists()
 
     def reread(self, job: Job) -> Job:
         """The job as the record has it now."""
@@ -399,10 +440,10 @@ class Store:
     def _job(self, row: dict[str, Any]) -> Job:
         changed = {
             "outputs": json.loads(row["outputs"]),
-            "results": Path(row["results"]),
+            "results": path_of(row["results"]),
             "pulled": bool(row["pulled"]),
         }
-        return Job(**{**row, **changed})
+        return Job(**{**known(Job, row), **changed})
 
     def add_job(
         self,
@@ -428,7 +469,7 @@ class Store:
             self._write(
                 "INSERT INTO jobs (session, number, run_id, command, outputs, state, submitted_at, results, node) "
                 "VALUES (?,?,?,?,?,'submitting',?,?,?)",
-                session.id, number, run_id, command, json.dumps(outputs), self.clock(), str(results / str(number)),
+                session.id, number, run_id, command, json.dumps(outputs), self.clock(), stored(results / str(number)),
                 node,
             )  # fmt: skip
         return self.job(session, number)
@@ -464,8 +505,12 @@ class Store:
 
     def keeper(self, session: Session, job: Job) -> str:
         """The command that brings that job back whenever it is lost; empty where there is none."""
+        return self.holder(_kept(session, job))
+
+    def holder(self, name: str) -> str:
+        """The command that holds that name's lock; empty where none does."""
         try:
-            with (self.folder / "locks" / f"{_kept(session, job)}.lock").open("r") as file:
+            with (self.folder / "locks" / f"{name}.lock").open("r") as file:
                 return _held(file) or ""
         except OSError:
             return ""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.arrivals import ASIDE, Arrivals, Partial, cannot_take, safe
+from orchestrator.arrivals import ASIDE, Arrivals, Partial, cannot_take, safe, sync_all
 from orchestrator.arrivals import shown as shown
 from orchestrator.errors import Refused, TransferIncomplete
 from orchestrator.wire import CHUNK, MachineError, Wire, understood
@@ -212,9 +212,10 @@ class Outputs:
         """Brings what the machine has and home hasn't.
 
         While the job runs (`final` false) a file that changed under the pull comes as it was read, or not, and again
-        next time. At the end each must be what the manifest says. Raises TransferIncomplete, Refused, Unreachable.
+        next time. At the end each must be what the manifest says, and on the disk, also where an earlier pull that
+        brought it didn't come to its end. Raises TransferIncomplete, Refused, Unreachable.
         """
-        with locked(self.folder):
+        with locked(self.folder) as folder:
             manifest = wire.call("manifest", job=job, patterns=patterns)
             with understood():
                 if len(manifest["files"]) > MAX_FILES:
@@ -230,11 +231,13 @@ class Outputs:
                 del wanted[path]
             new = [path for path, (_, digest) in wanted.items() if not self.holds(path, digest)]
             brought = 0
-            if new:
-                try:
+            try:
+                if new:
                     brought = self.receive(wire, job, {path: (*wanted[path], marks[path]) for path in new}, final, tell)
-                except OSError as error:
-                    raise cannot_take(self.folder, error) from error
+                elif final:
+                    sync_all(folder)
+            except OSError as error:
+                raise cannot_take(self.folder, error) from error
             return Pulled(wanted, len(new), brought, skipped, at)
 
     def holds(self, path: str, digest: str) -> bool:
@@ -266,23 +269,20 @@ class Outputs:
         """
         total = 0
         with Arrivals(self.folder) as arrivals:
+            begun = arrivals.begun({path: digest for path, (_, digest, _) in wanted.items()})
+            begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path][0]}
+            needed = sum(size for size, _, _ in wanted.values()) - sum(begun.values())
+            self.check_space(needed)
+            meter = Meter(f"from the machine: {self.folder.name}", needed, tell)
             try:
-                begun = arrivals.begun({path: digest for path, (_, digest, _) in wanted.items()})
-                begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path][0]}
-                needed = sum(size for size, _, _ in wanted.values()) - sum(begun.values())
-                self.check_space(needed)
-                meter = Meter(f"from the machine: {self.folder.name}", needed, tell)
-                try:
-                    while wanted:
-                        stream = Incoming(arrivals, wanted, begun, final)
-                        asked = [(path, begun.get(path, 0), digest, mark) for path, (_, digest, mark) in wanted.items()]
-                        total += stream.take(wire.get(job, asked), meter)
-                        wanted, begun = {path: wanted[path] for path in stream.wrong}, {}
-                finally:
-                    meter.end()
-                arrivals.settle()
+                while wanted:
+                    stream = Incoming(arrivals, wanted, begun, final)
+                    asked = [(path, begun.get(path, 0), digest, mark) for path, (_, digest, mark) in wanted.items()]
+                    total += stream.take(wire.get(job, asked), meter)
+                    wanted, begun = {path: wanted[path] for path in stream.wrong}, {}
             finally:
-                self.have.update(arrivals.settled)
+                meter.end()
+        self.have.update(arrivals.settled)
         return total
 
 
@@ -414,11 +414,11 @@ def otherwise(path: str) -> TransferIncomplete:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One pull at a time into a folder; the next one waits."""
+def locked(folder: Path) -> Iterator[int]:
+    """One pull at a time into a folder, which is open meanwhile; the next one waits."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -6,6 +6,7 @@ import contextlib
 import json
 from typing import Any
 
+from orchestrator.arrivals import cannot_take
 from orchestrator.store import Job
 from orchestrator.wire import Wire, understood
 
@@ -16,7 +17,7 @@ SAMPLED = ("at", "cpu", "memory_gib", "disk_free_gib", "gpus")
 def bring_home(wire: Wire, job: Job) -> dict[str, float]:
     """Writes usage.jsonl among the results; returns the gist. A job of a second or two has no samples.
 
-    Raises Refused where the machine sends something else.
+    Raises Refused where the machine sends something else, TransferIncomplete where the disk refuses.
     """
     samples: list[dict[str, Any]] = []
     with understood():
@@ -26,7 +27,10 @@ def bring_home(wire: Wire, job: Job) -> dict[str, float]:
         found = gist(samples) if samples else {}
     if samples:
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
-        (job.results / "usage.jsonl").write_text(lines, "utf-8")
+        try:
+            (job.results / "usage.jsonl").write_text(lines, "utf-8")
+        except OSError as error:
+            raise cannot_take(job.results, error) from error
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from orchestrator import jobs, lifecycle, sync
-from orchestrator.errors import OrchestrateError, UsageError
+from orchestrator.errors import Locked, OrchestrateError, UsageError
+from orchestrator.extension import moment
 from orchestrator.fleet import Fleet
 from orchestrator.lifecycle import bring_home, coming_home, said_where_gone
 from orchestrator.ssh import Host
@@ -28,7 +30,9 @@ def look(store: Store, session: Session) -> Seen:
     known = store.jobs(session)
     if session.state == "closed" or session.machine is None:
         return Seen(session, known, None)
-    waiting, problems = [job for job in known if not job.pulled], dict[int, str]()
+    sending = bool(store.holder(session.name))  # then the machine needn't have what is on its way
+    waiting = [job for job in known if not job.pulled and not (sending and job.state == "submitting")]
+    problems = dict[int, str]()
     try:
         machines = Fleet(session)
     except OrchestrateError as error:  # it has reached its expiry
@@ -44,13 +48,24 @@ def look(store: Store, session: Session) -> Seen:
                 problems[node] = f"{error}; {error.hint}" if error.hint else str(error)
 
         fleet.each(ask)
-    return Seen(session, store.jobs(session), not problems, "; ".join(problems[node] for node in sorted(problems)))
+    said = [problems[node] for node in sorted(problems)]
+    if time.time() > session.expires_at:
+        end = f"`orchestrate down {session.name}` ends it"
+        said.append(f"it should have ended at {moment(session.expires_at)}, and is still there; {end}")
+    return Seen(session, store.jobs(session), not problems, "; ".join(said))
+
+
+def check_sent(store: Store, session: Session, job: Job) -> None:
+    """Raises Locked while another command still sends the job."""
+    if job.state == "submitting" and (holder := store.holder(session.name)):
+        raise Locked(f"job {job.number} is being sent, by {holder}", "wait for it, then try again")
 
 
 def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:
     """What the job has written so far; everything, verified, where it has ended."""
     if session.state == "closed":
         raise UsageError(f"session {session.name!r} is closed", f"what came home of it is in {job.results}")
+    check_sent(store, session, job)
     with Fleet(session) as fleet:
         with fleet.of(job.node).first.agent() as wire:
             jobs.refresh(wire, store, [job])
@@ -65,6 +80,7 @@ def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
     """Ends the job, with its grace, and brings its results home. One that has ended already stays as it ended."""
     if session.state == "closed":
         raise UsageError(f"session {session.name!r} is closed", "its jobs have ended")
+    check_sent(store, session, job)
     with Fleet(session) as fleet:
         lifecycle.stop(fleet, store, job, watcher)
         if not store.reread(job).pulled:

@@ -22,7 +22,9 @@ GREETING, WANTED = b"\norchestrate-agent 1\n", b"\norchestrate-agent wanted\n"
 MAX_FRAME = 1 << 28
 CHUNK = 1 << 18
 PIECE = 32704  # given to paramiko at once: what OpenSSH takes in a packet, so that none is nearly empty
-SENT = ("start.py", "agent.py", "supervisor.py", "trees.py", "outputs.py", "bucket.py", "again.py")  # of `remote`
+SENT = (  # of `remote`
+    "start.py", "agent.py", "supervisor.py", "joblog.py", "trees.py", "outputs.py", "bucket.py", "again.py",
+)  # fmt: skip
 NEAR_US = 1000  # to compress takes longer than it saves on the networks on which a round trip is that short
 NEAR_WINDOW = 1 << 19  # bytes under way there; both sshd and paramiko move what waits, see `hold_back`
 MAX_FOLLOW = 1 << 21  # twice what the agent sends of a log at once

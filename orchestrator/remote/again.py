@@ -18,14 +18,13 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator, Tuple
 
 Facts = Dict[str, Any]  # what crosses the wire as a JSON object
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 UNIT = "orchestrate-again.service"
 SYSTEM_UNITS = "/etc/systemd/system"
 CRONS = ("cron", "crond")
-MOST = 20  # reboots of one job's machine: more is a job that breaks it
 NOT_KEPT = ("SSH_", "XDG_SESSION", "XDG_RUNTIME")  # of a session's environment: they are that session's
 
 
@@ -52,38 +51,56 @@ def after_reboot() -> list[int]:
     jobs = supervisor.path("jobs")
     if not os.path.isdir(jobs):
         return begun
-    with open(supervisor.path("queue.lock"), "w") as queue:
-        fcntl.flock(queue, fcntl.LOCK_EX)
+    with queue():
         for name in sorted(os.listdir(jobs)):
             folder = os.path.join(jobs, name)
             job = supervisor.read_json(os.path.join(folder, "job.json")) if name.isdigit() else None
             if job and job.get("recover") and was_ended_by_reboot(supervisor, folder):
-                times = job.get("reboots", 0) + 1
-                if times > MOST:
-                    say(folder, f"the machine was rebooted {MOST} times; the job isn't begun again")
+                times, most = job.get("reboots", 0) + 1, supervisor.MOST_REBOOTS
+                if times > most:
+                    say(folder, f"the machine was rebooted {most} times; the job isn't begun again")
                     continue
-                say(folder, "the machine was rebooted; the job begins again")
-                begin_again(folder, dict(job, reboots=times))
                 try:
+                    begin_again(folder, dict(job, reboots=times))
+                    say(folder, "the machine was rebooted; the job begins again")
                     start_supervisor(folder)
                     begun.append(int(name))
                 except (NotStarted, OSError) as error:  # a full disk; the jobs after it may have what they need
                     say(folder, str(error))
                     failed.append(f"job {int(name)}: {error}")
+        with contextlib.suppress(OSError):  # then who looks waits a little for nothing
+            supervisor.write_json(supervisor.path("begun.json"), {"boot_id": supervisor.boot_id()})
     if failed:
         raise NotStarted("; ".join(failed))
     return begun
 
 
+@contextlib.contextmanager
+def queue() -> Iterator[None]:
+    """While no other begins a job here, or begins one again."""
+    with open(beside().path("queue.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def was_ended_by_reboot(supervisor: Any, folder: str) -> bool:
     """Whether nobody ended it but the machine, which went down and has come up since."""
-    if supervisor.supervisor_pid(folder):
-        return False
-    ended = supervisor.read_json(os.path.join(folder, "exit.json"))
-    record = ended or supervisor.read_json(os.path.join(folder, "state.json")) or {}
-    if ended and not (ended["state"] == "lost" and ended["reason"].startswith("shut down")):
-        return False
-    return bool(record.get("boot_id")) and record["boot_id"] != supervisor.boot_id()
+    last = supervisor.went_down(folder) or {}
+    return bool(last.get("boot_id")) and last["boot_id"] != supervisor.boot_id()
+
+
+def give_up(folder: str) -> None:
+    """Ends a job that waits to begin again, as its owner asks; one that is just being begun is waited for."""
+    supervisor = beside()
+    with queue():
+        if supervisor.waits(folder):
+            last = supervisor.went_down(folder)
+            end = {"state": "stopped", "code": last.get("code"), "reason": "stopped before it began again"}
+            times = {"started_at": last.get("started_at"), "ended_at": time.time(), "boot_id": supervisor.boot_id()}
+            supervisor.write_exit(folder, {**end, **times})
+            for name in ("env.json", "bucket.json"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, name))
 
 
 def begin_again(folder: str, spec: Facts) -> None:
@@ -95,6 +112,8 @@ def begin_again(folder: str, spec: Facts) -> None:
     if not os.path.exists(os.path.join(folder, "prepared")):
         before = supervisor.read_json(os.path.join(folder, "job.json")) or {}
         given = {name: before.get(name) for name in given}
+    if os.path.exists(os.path.join(folder, "log")) or not given["log_start"]:  # else that is where its log begins
+        importlib.import_module("joblog").begin_life(folder)
     for name in ("exit.json", "state.json", "reason", "stop"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))
@@ -145,15 +164,20 @@ def survive_reboots(install: bool) -> Facts:
     supervisor = beside()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_KEPT)}
     supervisor.write_secret(supervisor.path("environment.json"), kept)
-    answer: Facts = {"command": " ".join(map(shlex.quote, command())), "how": "", "new": False, "problem": ""}
-    if not install:
-        return answer
+    how, new, problem = tell() if install else ("", False, "")
+    supervisor.write_json(supervisor.path("again.json"), {"how": how if install else supervisor.BY_HAND})
+    return {"command": " ".join(map(shlex.quote, command())), "how": how, "new": new, "problem": problem}
+
+
+def tell() -> Tuple[str, bool, str]:
+    """Tells the machine: how, empty where it can't be told; whether that is new; and the problem, if any."""
+    problem = ""
     for how, add in ways():
         try:
-            return dict(answer, how=how, new=add())
+            return how, add(), problem
         except (OSError, subprocess.SubprocessError) as error:
-            answer["problem"] = str(error)
-    return answer
+            problem = str(error)
+    return "", False, problem
 
 
 def ways() -> Iterator[tuple[str, Callable[[], bool]]]:

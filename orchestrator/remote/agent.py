@@ -11,7 +11,6 @@ Frames, both ways: one byte of kind, four of length, the body.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import importlib
@@ -315,8 +314,7 @@ def op_submit(request: Facts) -> Facts:
     """Queues a job and starts its supervisor. Twice is once: the reply to the first may have been lost."""
     again, folder = importlib.import_module("again"), supervisor.job_folder(request["job"])
     os.makedirs(supervisor.path("jobs"), exist_ok=True)
-    with open(supervisor.path("queue.lock"), "w") as queue:
-        fcntl.flock(queue, fcntl.LOCK_EX)
+    with again.queue():
         if not os.path.exists(os.path.join(folder, "job.json")):
             os.makedirs(folder, exist_ok=True)
             write_secrets(folder, request)
@@ -338,7 +336,7 @@ def op_submit(request: Facts) -> Facts:
 def is_asked_again(folder: str, spec: Facts) -> bool:
     """Whether a job that has ended here is to begin again: each time that it was lost it comes as another attempt."""
     asked, known = spec.get("attempt"), supervisor.read_json(os.path.join(folder, "job.json")).get("attempt")
-    ended = supervisor.status(folder)["state"] in ("succeeded", "failed", "stopped", "lost")
+    ended = supervisor.as_recorded(folder)["state"] in ("succeeded", "failed", "stopped", "lost")
     return bool(asked) and asked != known and ended
 
 
@@ -387,28 +385,29 @@ def op_follow(request: Facts) -> None:
     """Waits until there is more of the log than `offset`, or another state than `seen`; at most `wait_s`.
 
     Answers with the state, the progress, the log's size, and where what follows starts: at `offset`, or behind it
-    where the log has a hole there; then the log from there on, at most 1 MiB, as a stream.
+    where the log has a hole there; then the log from there on, at most 1 MiB, as a stream. `at_home`: how many bytes of
+    it are there; null where no log is taken home.
     """
-    folder = folder_of(request)
-    log, deadline = os.path.join(folder, "log"), time.monotonic() + request["wait_s"]
+    folder, written = folder_of(request), importlib.import_module("joblog")
+    offset, deadline = request["offset"], time.monotonic() + request["wait_s"]
     pause = 0.005
     while True:
         status = supervisor.status(folder)
-        size = os.path.getsize(log) if os.path.exists(log) else 0
+        pieces, size = written.pieces(folder, request.get("at_home"))
         progress = read_progress(folder)
         told = json.dumps(progress) == json.dumps(request.get("progress"))  # as text: no NaN equals another
-        news = size > request["offset"] or status["state"] != request["seen"] or not told
+        news = size > offset or status["state"] != request["seen"] or not told
         if news or time.monotonic() > deadline:
             break
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
-    begin, end = supervisor.read_json(os.path.join(folder, "log.gap")) or (0, 0)
-    start = end if begin <= request["offset"] < end else request["offset"]
+    begin, place, length = next((one for one in pieces if one[0] + one[2] > offset), (size, 0, 0))
+    start = max(begin, offset)
     send_json({"ok": {"status": status, "progress": progress, "size": size, "start": start}})
-    if size > start:
-        with open(log, "rb") as file:
-            file.seek(start)
-            left, squeeze = min(1 << 20, begin - start if start < begin < end else 1 << 20), True
+    if length:
+        with open(os.path.join(folder, "log"), "rb") as file:
+            file.seek(place + start - begin)
+            left, squeeze = min(1 << 20, begin + length - start), True
             while left > 0:
                 chunk = file.read(min(CHUNK, left))
                 if not chunk:
@@ -443,6 +442,8 @@ def op_stop(request: Facts) -> Facts:
     One whose supervisor is gone gets SIGTERM from here, and SIGKILL once the client, its grace over, says `kill`.
     """
     folder = folder_of(request)
+    if not supervisor.supervisor_pid(folder):
+        importlib.import_module("again").give_up(folder)
     pid = supervisor.supervisor_pid(folder)
     if pid:
         with contextlib.suppress(OSError), open(os.path.join(folder, "stop"), "w"):
@@ -489,13 +490,13 @@ def op_get(request: Facts) -> None:
         try:
             file = os.open(f"{work}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             info = os.fstat(file)
+            if written.mark(info) != marked:
+                offset, digest = 0, ""
             if info.st_size > SMALL or offset:
-                if written.mark(info) != marked:
-                    offset, digest = 0, ""
                 send_file(name, file, info, offset, digest, squeeze)
                 continue
             data = os.read(file, info.st_size)
-            pack.append((name, data, written.known(os.fstat(file)) or hashlib.sha256(data).hexdigest()))
+            pack.append((name, data, digest or hashlib.sha256(data).hexdigest()))
             packed += len(data)
         except OSError as error:
             send_json({"path": name, "gone": error.strerror})

@@ -15,7 +15,8 @@ up.
     jobs/0007/exit.json      how it ended; the file's space is taken beforehand, so that a full disk can't swallow it
     jobs/0007/log            what the job printed, stdout and stderr as one
     jobs/0007/stop           there once somebody has asked for the job's end
-    jobs/0007/log.gap        [from, to) in bytes, where more was printed than is kept: there the log is a hole
+    jobs/0007/log.gap        where the log is a hole, and
+    jobs/0007/lives.json     where in it the job has begun again: see `joblog.py`
     jobs/0007/usage.jsonl    a line every ten seconds: CPU, memory, disk, each GPU
     jobs/0007/progress.json  the job's own progress, if it writes $ORCHESTRATE_PROGRESS
     jobs/0007/work           the job's working folder: a copy of what was pushed
@@ -56,6 +57,10 @@ MOMENT_S = 0.05
 MEET_EVERY_S, MEET_WITHIN_S = 0.2, 7200.0  # looks whether the first machine of a group is ready
 EVERY_S = 10.0  # between two looks at the machine; a cloud gives a spot machine two to five minutes
 USAGE_LINES = 100_000  # eleven days of them
+MOST_REBOOTS = 20  # of one job's machine: more is a job that breaks it
+BY_HAND = "by hand"  # how a machine that isn't rented begins its jobs again
+AGAIN_WITHIN_S = 300.0  # of its start a machine begins its jobs again: after its network and its GPUs are there
+DOWN_WITHIN_S = 60.0  # of telling a job that it goes down a machine is down
 METADATA = "ORCHESTRATE_METADATA"  # http://127.0.0.1:PORT in place of the cloud's own, on a simulated machine
 
 
@@ -108,6 +113,11 @@ def boot_id() -> str:
         return ""
 
 
+def up_s() -> float:
+    """How long ago the machine was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else float("inf")
+
+
 # ---- what a client may ask of a job's folder ----------------------------------------------------------------------
 
 
@@ -125,7 +135,22 @@ def supervisor_pid(folder: str) -> int:
 
 
 def status(folder: str) -> Record:
-    """The job's state in one dict: its exit record where it ended, else what it is doing, else `lost` with a reason."""
+    """The job's state in one dict: its exit record where it ended, else what it is doing, else `lost` with a reason.
+
+    One that is to begin again after its machine went down is `queued` while the machine is about to do so by itself.
+    Where that may be done by hand, or late, it is `lost`, and `again` says so: it needn't have ended for good.
+    """
+    found = as_recorded(folder)
+    if found["state"] != "lost" or not waits(folder):
+        return found
+    if begins_soon(found):
+        reason = "the machine went down, and is about to begin it again"
+        return {"state": "queued", "started_at": found.get("started_at"), "reason": reason}
+    return dict(found, again=True, reason=found["reason"] + "; it may yet begin again")
+
+
+def as_recorded(folder: str) -> Record:
+    """How it ended, or what it is doing, as its files say."""
     ended: Record | None = read_json(os.path.join(folder, "exit.json"))
     if ended:
         return ended
@@ -144,6 +169,39 @@ def status(folder: str) -> Record:
     return dict(doing, state="lost", reason=reason)
 
 
+def went_down(folder: str) -> Record | None:
+    """The last record of a job that only its machine has ended: by going down, or by saying that it is about to."""
+    ended: Record | None = read_json(os.path.join(folder, "exit.json"))
+    if ended:
+        return ended if ended["state"] == "lost" and ended["reason"].startswith("shut down") else None
+    doing: Record | None = read_json(os.path.join(folder, "state.json"))
+    return doing if doing and doing.get("boot_id") != boot_id() and not supervisor_pid(folder) else None
+
+
+def waits(folder: str) -> bool:
+    """Whether a job that only its machine has ended is to begin again there, and has not yet."""
+    job = read_json(os.path.join(folder, "job.json")) or {}
+    last = went_down(folder)
+    if not (job.get("recover") and job.get("reboots", 0) < MOST_REBOOTS and last and last.get("boot_id") and told()):
+        return False
+    seen_through = (read_json(path("begun.json")) or {}).get("boot_id")  # that start has had its turn
+    return last["boot_id"] == boot_id() or seen_through != boot_id()
+
+
+def told() -> str:
+    """What begins jobs again after the machine's start: `BY_HAND`, systemd or cron; empty where nothing does."""
+    return str((read_json(path("again.json")) or {}).get("how", ""))
+
+
+def begins_soon(last: Record) -> bool:
+    """Whether the machine is about to begin a job again that waits for that: it goes down, or has just come up."""
+    if told() == BY_HAND:
+        return False
+    if last["boot_id"] == boot_id():
+        return bool(time.time() - last.get("ended_at", 0) < DOWN_WITHIN_S)
+    return up_s() < AGAIN_WITHIN_S
+
+
 def orphan(folder: str) -> int:
     """The process group of a job that runs on though its supervisor was killed, or 0."""
     doing: Record = read_json(os.path.join(folder, "state.json")) or {}
@@ -153,6 +211,18 @@ def orphan(folder: str) -> int:
     if doing.get("boot_id") != boot_id():  # since a reboot the number may be anybody's
         return 0
     return int(group) if group_lives(group) else 0
+
+
+def write_exit(folder: str, record: Record) -> None:
+    """Overwrites the reserved file, or another record, in place, then renames it: no block of disk is needed."""
+    name = os.path.join(folder, "exit.reserved")
+    if not os.path.exists(name):
+        name = os.path.join(folder, "exit.json")
+    with open(name, "r+b" if os.path.exists(name) else "wb") as file:
+        file.write(json.dumps(record).encode().ljust(RECORD_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(name, os.path.join(folder, "exit.json"))
 
 
 # ---- the job ------------------------------------------------------------------------------------------------------
@@ -469,7 +539,7 @@ class Supervisor:
         size = os.path.getsize(name) if os.path.exists(name) else 0
         origin = self.job.get("log_start") or 0  # what is before it is at home
         begin, end = 0 if origin else limit // 8 // 4096 * 4096, (size - limit * 3 // 4) // 4096 * 4096
-        before = (read_json(self.file("log.gap")) or [begin, begin])[1]
+        begin, before = read_json(self.file("log.gap")) or (begin, begin)
         if not limit or size - origin <= limit or end - before < limit // 8:
             return
         write_json(self.file("log.gap"), [begin, end])  # before there is one: nobody reads zeros for a log
@@ -496,7 +566,7 @@ class Supervisor:
             os.fsync(file.fileno())
 
     def record_exit(self, end: Record) -> None:
-        """Overwrites the reserved file in place, then renames it: no block of disk is needed."""
+        """Writes down how it ended; what may be secret goes."""
         self.stopping = True  # a request that comes now comes too late
         if self.keeper:
             self.keeper.over = True
@@ -507,11 +577,7 @@ class Supervisor:
         record["reason"] = record.get("reason", "")[:1000]
         while len(json.dumps(record)) > RECORD_BYTES:
             record["reason"] = record["reason"][:-100]
-        with open(self.file("exit.reserved"), "r+b") as file:
-            file.write(json.dumps(record).encode().ljust(RECORD_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self.file("exit.reserved"), self.file("exit.json"))
+        write_exit(self.folder, record)
 
 
 # ---- the machine --------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What was pushed here: blobs, which are content under its digest, and trees, which are folders of links to them.
 
-A blob has a time of change that its content alone decides: it is given once all is there and checked, and so says that
-a blob is whole, and any change since shows. Standard library only, Python 3.8 and up.
+A blob has a time of change that its digest and size alone decide: it is given once all is there and checked, and so
+says that a blob is whole, and any change since shows. Standard library only, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Facts = Dict[str, Any]
     Entry = Tuple[str, str, str]  # path, digest or a link's target, "file" | "exec" | "link"
 supervisor: Any = importlib.import_module("supervisor")  # which lies beside this one
-EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # the sha256 of nothing
 RESUMED = 1 << 20  # from this size on, half a blob is kept for who goes on with it
 KEPT_S = 14 * 86400  # trees and blobs that nobody has asked for since are removed
 SAFE_S = 3600  # this long even where the disk is full: their job may be about to be queued
@@ -60,14 +59,14 @@ def part(digest: str) -> str:
     return str(supervisor.path("blobs", "part." + os.path.basename(blob(digest))))
 
 
-def came_ns(digest: str) -> int:
-    """A blob's time of change: a second between 2001 and 2010."""
-    return (10**9 + int(digest[:7], 16)) * 10**9
+def came_ns(digest: str, size: int) -> int:
+    """A blob's time of change: a second between 2001 and 2010. The divisor is a prime, and no filesystem's block."""
+    return (10**9 + (int(digest[:7], 16) + size) % 268435399) * 10**9
 
 
 def is_as_it_came(info: os.stat_result, digest: str) -> bool:
-    """Whether a file has that time. After a power cut it may have that, and none of its content: that is no blob."""
-    return info.st_mtime_ns == came_ns(digest) and (info.st_size > 0 or digest == EMPTY)
+    """Whether a file has the time of its blob, and so its size: one that was cut off is of another."""
+    return info.st_mtime_ns == came_ns(digest, info.st_size)
 
 
 def has_blob(digest: str) -> bool:
@@ -82,14 +81,32 @@ def has_blob(digest: str) -> bool:
         if not whole and importlib.import_module("outputs").hash_file(name, info.st_size) != digest:
             return False
         if not whole or info.st_atime < time.time() - NOTED_S:
-            os.utime(name, ns=(time.time_ns(), came_ns(digest)))
+            os.utime(name, ns=(time.time_ns(), came_ns(digest, info.st_size)))
     except FileNotFoundError:
         return False
     return True
 
 
+def doubt_after_boot() -> None:
+    """After the machine's start no tree is believed to be here, and no blob is until it has been read.
+
+    A power cut takes of a blob what wasn't on the disk, and may leave its time and its size: ext4 notes a size once it
+    has a place for the content, and reads zeros where that has not arrived.
+    """
+    noted, boot = supervisor.path("believed.json"), supervisor.boot_id()
+    if supervisor.read_json(noted) == boot:
+        return
+    store, manifests = blobs(), os.path.dirname(manifest_of(""))
+    for name in os.listdir(store):
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(os.path.join(store, name))
+    shutil.rmtree(manifests, ignore_errors=True)
+    supervisor.write_json(noted, boot)
+
+
 def missing(tree: str, digests: List[str]) -> Facts:
     """Which of these trees and blobs aren't here, and how many bytes are of those that have begun to come."""
+    doubt_after_boot()
     if has_tree(tree):
         return {"tree": True, "missing": [], "begun": {}}
     here = set(os.listdir(blobs()))
@@ -108,7 +125,7 @@ def take_small(pack: List[Tuple[str, int]], data: bytes) -> None:
             at += size
             if hashlib.sha256(content).hexdigest() != digest:
                 raise Damaged(digest)
-            keep_small(f"{folder}/{digest}", content, (now, came_ns(digest)))
+            keep_small(f"{folder}/{digest}", content, (now, came_ns(digest, size)))
     finally:
         os.umask(mask)
 
@@ -169,14 +186,14 @@ def take_large(digest: str, offset: int, frames: Any) -> None:
                 write_or_skip(file, frames.body)
                 at += len(frames.body)
                 frames.next()
-            file.truncate(at)
+            end_at(file, at)
             if not frames.kind and name == part(digest) and at >= RESUMED:
                 kept = True
             elif got.hexdigest() != digest:
                 raise Damaged(digest)
             else:
                 os.chmod(name, 0o444)
-                os.utime(name, ns=(time.time_ns(), came_ns(digest)))
+                os.utime(name, ns=(time.time_ns(), came_ns(digest, at)))
                 os.replace(name, blob(digest))
                 kept = True
         finally:
@@ -186,13 +203,19 @@ def take_large(digest: str, offset: int, frames: Any) -> None:
 
 
 def write_or_skip(file: Any, data: bytes) -> None:
-    """Writes all of it; where it's nothing but zeros, leaves a hole. The file's size is set in the end."""
+    """Writes all of it; where it's nothing but zeros, leaves a hole. See `end_at`."""
     if not data.lstrip(b"\0"):
         file.seek(len(data), os.SEEK_CUR)
         return
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
+
+
+def end_at(file: Any, size: int) -> None:
+    """Gives a file that ends in a hole its size, by its last byte: `truncate` may note that before the content."""
+    if os.fstat(file.fileno()).st_size < size:
+        os.pwrite(file.fileno(), b"\0", size - 1)
 
 
 # ---- trees --------------------------------------------------------------------------------------------------------
@@ -259,7 +282,7 @@ def build(tree: str, entries: List[Entry]) -> None:
 def copy(digest: str, place: str, mode: int) -> None:
     shutil.copyfile(blob(digest), place)
     os.chmod(place, mode)
-    os.utime(place, ns=(time.time_ns(), came_ns(digest)))
+    os.utime(place, ns=(time.time_ns(), came_ns(digest, os.stat(place).st_size)))
 
 
 def write_manifest(tree: str, entries: List[Entry]) -> None:

@@ -227,6 +227,7 @@ def test_a_record_that_is_no_database(cli: Cli) -> None:
     cli.home.mkdir()
     (cli.home / "record.db").write_text("this is not a database" * 100)
     assert "record" in cli("status", code=3).err
+    assert "may be billed" in cli("down", code=4).err  # who can't see can't say that nothing is left
     (cli.home / "record.db").unlink()
 
 

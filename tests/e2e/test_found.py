@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -137,8 +139,6 @@ def test_folders_without_a_latin_name_are_told_apart(cli: Cli) -> None:
 
 
 def test_an_expired_machine_is_called_expired(cli: Cli) -> None:
-    import sqlite3
-
     cli("up", "s", "--provider", "local")
     cli("run", "-d", "--", "true")
     with sqlite3.connect(cli.home / "record.db") as db:
@@ -152,8 +152,6 @@ def test_an_expired_machine_is_called_expired(cli: Cli) -> None:
 def test_results_on_a_local_machine_that_ended_are_not_lost(
     cli: Cli, server: str, eventually: Callable[..., Any]
 ) -> None:
-    import json
-
     cli("up", "s", "--provider", "local")
     cli("run", "-d", "--", "sh", "-c", "echo kept > outputs/kept; echo written; sleep 600")
     eventually(lambda: "written" in cli("logs").out)
@@ -164,3 +162,21 @@ def test_results_on_a_local_machine_that_ended_are_not_lost(
     assert "starting it again" in cli("up", "s", "--provider", "local").err
     cli("down")
     assert (cli.folder / "results/s/1/outputs/kept").read_text() == "kept\n" and survivors(cli.home) == []
+
+
+def test_a_machine_that_ended_and_whose_address_another_has_is_called_ended(
+    cli: Cli, eventually: Callable[..., Any]
+) -> None:
+    cli("up", "a", "--provider", "local")
+    cli("run", "-d", "--", "sh", "-c", "echo written; sleep 600")
+    cli("up", "b", "--provider", "local")
+    a, b = (json.loads((cli.home / f"sessions/{name}/machine/listening.json").read_text()) for name in "ab")
+    with sqlite3.connect(cli.home / "record.db") as db:
+        db.execute("UPDATE machines SET port = ? WHERE port = ?", (b["port"], a["port"]))
+    assert "somebody may be in between" in cli("logs", "a", code=6).err, "it is there: what answers is somebody else"
+    os.kill(a["pid"], signal.SIGTERM)
+    eventually(lambda: len(survivors(cli.home)) == 1)
+    assert "the machine of 'a' has ended" in cli("status", "a").out
+    for verb in ("logs", "pull"):
+        assert "has ended, and another is there by now" in cli(verb, "a", code=7).err
+    assert "orchestrate up a" in cli("down", "a", code=8).err

@@ -230,7 +230,8 @@ def test_without_recover_a_lost_machine_is_said_and_what_came_home_stays(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 7 and b"has ended" in err and b"Traceback" not in err
     assert (results(cli) / "outputs/state").exists()
-    cli("down", code=None)
+    down = cli("down", code=8)  # though its network and its key are still there
+    assert "the machine has ended by itself" in down.err and "--discard" in down.err
     cli("down", "--discard")
     assert cloud.inventory() == []
 
@@ -322,11 +323,47 @@ def test_local_machines_that_are_lost_are_said_by_status_and_started_again(count
     assert process.returncode == 0 and b"was lost" in err, err.decode()
     assert all(logged(cli, node) == ALL for node in range(3)), err.decode()
     assert kept.stat().st_ino != before  # the part that had outlived its server has begun again, too
-    assert cli("status", "--json").json[0]["answers"] is True
+    seen = cli("status", "--json").json[0]
+    assert seen["answers"] is True
+    ends = [json.loads(local.files_of(folder, node).settings.read_text()) for node in range(3)]
+    assert {one["expires_at"] for one in ends} == {seen["expires_at"]}  # also of the one that had not ended
     end(cli, 1)
     shutil.rmtree(folder / "machine-1", ignore_errors=True)
     cli("down", "--discard")
     assert survivors(cli.home) == []  # the machine after a gap too
+
+
+def test_down_brings_home_what_the_others_have_of_a_job_whose_machine_is_lost(cli: Cli, eventually: Any) -> None:
+    """And of a job that a machine has nothing of, what is at home is all."""
+    cli.write("orchestrate.yaml", "tools: []\n")
+    cli("up", "s", "--nodes", "2", "--yes")
+    cli("run", "-d", "--", "sh", "-c", "echo $ORCHESTRATE_NODE > outputs/it; exec sleep 600")
+    folders = [cli.home / f"sessions/s/machine{more}/home/.orchestrate/jobs/0001" for more in ("", "-1")]
+    eventually(lambda: all((folder / "work/outputs/it").exists() for folder in folders))
+    end(cli, 0)
+    down = cli("down", "--yes", code=8)
+    assert "machine 0 of 's' has ended by itself" in down.err and "`orchestrate up s` makes it anew" in down.err
+    assert (results(cli, 1) / "outputs/it").read_text() == "1\n"
+    shutil.rmtree(folders[0])
+    cli("up", "s", "--yes")
+    down = cli("down", "--yes")
+    assert "its machine has nothing of it" in down.err and "nothing is left" in down.err
+    assert cli("status", "--all", "--json").json[0]["jobs"][0]["state"] == "lost"
+
+
+def test_a_job_that_is_being_sent_is_no_job_that_never_came(cli: Cli) -> None:
+    cli.write("orchestrate.yaml", "tools: []\n")
+    cli("up", "s", "--yes")
+    records = Store(cli.home)
+    session = records.pick("s")
+    records.add_job(session, "0" * 32, "true", ["outputs"], cli.folder / "results/s/1", None)
+    with records.lock("s"):  # as `run` does while it sends
+        assert cli("status", "--json").json[0]["jobs"][0]["state"] == "submitting"
+        for verb in ("pull", "stop"):
+            assert "job 1 is being sent, by `orchestrate" in cli(verb, code=5).err
+    job = cli("status", "--json").json[0]["jobs"][0]
+    assert job["state"] == "failed" and job["reason"] == "it never reached the machine"
+    cli("down", "--yes")
 
 
 def machine_id(cli: Cli, node: int) -> str:

@@ -391,6 +391,7 @@ def test_nothing_stays_in_the_bucket_and_what_does_is_named(bucket: Bucket, tmp_
     def down(keep: bool = False) -> None:
         job.results.mkdir(parents=True, exist_ok=True)
         (job.results / "run.json").write_text(json.dumps({"bucket": asdict(replace(where, keep=keep))}))
+        record.update_job(job, state="succeeded", pulled=1)
         b.remove(record, session, said.append)
 
     theirs = {"runs/s/1-0123456789ab/0/" + name: b"" for name in ("0.00.tar", "0.01.tar", "1.00.tar", "latest.json")}
@@ -405,6 +406,58 @@ def test_nothing_stays_in_the_bucket_and_what_does_is_named(bucket: Bucket, tmp_
     assert list(bucket.kept) == ["runs/other"] and len(said) == 2
     down()
     assert len(said) == 2, "twice is once"
+    assert [event["what"] for event in record.events(session)] == said[1:], "what is kept on purpose is no trouble"
+
+
+def test_what_did_not_come_home_stays_in_the_bucket_and_is_named(bucket: Bucket, tmp_path: Path) -> None:
+    """Where a lost job can't go on, its last checkpoint may be there and nowhere else."""
+    record, said = Store(tmp_path / "home"), []
+    session = record.open_session("s", "local", time.time() + 60)
+    job = record.add_job(session, "0123456789abcdef", "c", ["outputs"], tmp_path / "results")
+    where = b.Place(bucket_server.NAME, "runs", bucket.address, "any", b.AMAZON, 600, keep=False)
+    latest = {"slot": 0, "sha256": "0" * 64, "size": 3, "piece": 3, "files": 1, "at": 100.0, "of": 9.0, "last": False}
+    theirs = {"0.00.tar": b"abc", "latest.json": json.dumps({"latest": latest, "before": None}).encode()}
+    theirs = {f"runs/s/1-0123456789ab/0/{name}": content for name, content in theirs.items()}
+
+    def end(came_home_at: float, discard: bool = False, **state: Any) -> bool:
+        """Whether it is there still."""
+        bucket.kept.clear()
+        bucket.kept.update(theirs)
+        record.update_job(job, **state)
+        job.results.mkdir(parents=True, exist_ok=True)
+        run = {"bucket": asdict(where), "home": {"at": came_home_at}}
+        (job.results / "run.json").write_text(json.dumps(run))
+        b.remove(record, session, said.append, discard)
+        assert len(bucket.kept) in (0, 2)
+        return bool(bucket.kept)
+
+    assert end(50.0, state="lost", pulled=0)
+    assert said == ["the last checkpoints of job 1 did not come home: they stay in s3://bucket/runs/s/1-0123456789ab"]
+    assert [event["what"] for event in record.events(session)] == said
+    assert end(50.0, state="lost", pulled=1) and not end(150.0, state="lost", pulled=0)
+    assert not end(50.0, state="lost", pulled=0, discard=True) and not end(50.0, state="succeeded", pulled=1)
+    bucket.refused.add("GET")
+    assert end(50.0, state="lost", pulled=0) and "may still be in" in said[-1], "where it can't be asked, nothing goes"
+
+
+def test_a_store_that_cannot_be_reached_is_asked_once_and_all_that_is_there_is_named(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    record, said = Store(tmp_path / "home"), []
+    session = record.open_session("s", "local", time.time() + 60)
+    places = [bucket.address, bucket.address, "no address"]
+    for number, endpoint in enumerate(places, start=1):
+        job = record.add_job(session, f"{number:016}", "c", ["outputs"], tmp_path / "results")
+        record.update_job(job, state="succeeded", pulled=1)
+        where = b.Place(bucket_server.NAME, "runs", endpoint, "any", b.AMAZON, 600, keep=False)
+        job.results.mkdir(parents=True)
+        (job.results / "run.json").write_text(json.dumps({"bucket": asdict(where)}))
+    bucket.refused.add("GET")
+    b.remove(record, session, said.append)
+    assert len(bucket.asked) == 1 and len(said) == 3
+    assert all(
+        f"job {number} may still be in s3://bucket/runs/s/{number}-0" in said[number - 1] for number in (1, 2, 3)
+    )
 
 
 def test_of_a_job_that_has_ended_no_missing_checkpoint_is_said(tmp_path: Path) -> None:

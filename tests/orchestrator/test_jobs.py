@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator import jobs
+from orchestrator import jobs, usage
 from orchestrator.errors import Refused, TransferIncomplete
 from orchestrator.store import Job, Store
 from orchestrator.wire import frame
-from tests.orchestrator.machines import Machine, false_wire, j, ok, stream
+from tests.orchestrator.machines import Machine, false_wire, fill, j, ok, small_disk, stream
 
 RUNNING = {"state": "running", "at": 1.0, "started_at": 1.0}
 ENDED = {"state": "succeeded", "code": 0, "reason": "", "started_at": 1.0, "ended_at": 2.0}
@@ -116,6 +117,28 @@ def test_results_are_final_only_when_all_of_them_came(store: Store, job: Job) ->
     jobs.bring_home(false_wire(news(ENDED), {"files": [], "skipped": []}, ""), store, job, final=True)
     assert store.reread(job).pulled and json.loads((job.results / "manifest.json").read_text()) == {}
     assert json.loads((job.results / "run.json").read_text())["status"] == ENDED
+
+
+def test_a_disk_that_is_full_at_home_keeps_what_is_on_the_machine(store: Store, job: Job, tmp_path: Path) -> None:
+    samples = json.dumps({"at": 1.0, "cpu": 0.5, "memory_gib": 1.0, "disk_free_gib": 1.0, "gpus": []})
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        there = replace(job, results=disk / "1")
+        jobs.note(there, command="c")
+        before = (there.results / "run.json").read_bytes()
+        fill(disk)
+        with pytest.raises(TransferIncomplete, match="is full") as full:
+            jobs.note(there, more="x" * 10000)
+        assert "orchestrate pull" in full.value.hint
+        assert [path.name for path in there.results.iterdir()] == ["run.json"]
+        assert (there.results / "run.json").read_bytes() == before
+        with pytest.raises(TransferIncomplete):
+            jobs.bring_home(false_wire(news(ENDED), {"files": [], "skipped": []}, ""), store, there, final=True)
+        with pytest.raises(TransferIncomplete, match="is full"):
+            usage.bring_home(false_wire(samples + "\n"), there)
+        assert not store.reread(job).pulled
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TransferIncomplete, match="can't take it"):
+        jobs.Log(tmp_path / "file" / "1")
 
 
 def test_a_stop_waits_without_asking_all_the_time(machine: Machine, store: Store, job: Job) -> None:

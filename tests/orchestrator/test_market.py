@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.provider import Cloud, Offer
-from orchestrator import market
+from orchestrator import market, recovery
 from orchestrator.config import Config
 from orchestrator.errors import OrchestrateError, UsageError
+from orchestrator.store import MachineRow, Store
+from orchestrator.watch import Proposal
+from tests.orchestrator.test_lifecycle import Told
 
 
 def offer(cloud: str, price: float | None, stock: bool | None = None) -> Offer:
     return Offer(cloud, "r", "z", f"{cloud}-{price}", 4, 16, price_per_hour=price, currency="CNY", in_stock=stock)
 
 
-def propose(offers: list[Offer], **resources: Any) -> list[str]:
-    """The types proposed of these offers, each cloud listing its own in this order."""
+def clouds_with(offers: list[Offer]) -> dict[str, Cloud]:
+    """Clouds that have these offers, each listing its own in this order."""
     of = {name: [one for one in offers if one.provider == name] for name in ("aliyun", "huawei", "tencent")}
-    clouds = {
-        name: Cloud(name, name.title(), (), lambda request, say, name=name: of[name], *[lambda *_: None] * 3)  # type: ignore[misc, arg-type]
+    return {
+        name: Cloud(name, name.title(), (), lambda request, say, name=name: of[name], *[lambda *_: None] * 3)  # type: ignore[arg-type]
         for name in of
         if of[name]
     }
+
+
+def propose(offers: list[Offer], **resources: Any) -> list[str]:
+    """The types proposed of these offers."""
     config = Config.model_validate({"resources": {"provider": "any", **resources}})
-    return [one.instance_type for one in market.propose(clouds, "s", config).offers]
+    return [one.instance_type for one in market.propose(clouds_with(offers), "s", config).offers]
 
 
 def test_the_cheapest_of_all_clouds_is_first_and_an_unknown_price_last() -> None:
@@ -56,3 +65,62 @@ def test_a_budget_holds_for_all_machines_and_until_the_expiry() -> None:
         propose(offers, budget="80", expiry="8h", nodes="2")
     with pytest.raises(UsageError, match="an unknown amount"):
         propose(offers[3:], budget="1000")
+
+
+@pytest.mark.parametrize(
+    ("left_h", "spent", "budget", "said"),
+    [
+        (20, 10.02, 12.0, r"the budget is 12, of which 10\.02 is spent, and what fits may cost 80\.00 CNY .* in 20 h"),
+        (1, None, 12.0, "the budget is 12, of which an unknown part is spent"),
+        (1, 8.5, 12.0, "of which 8.50 is spent"),
+        (1, 7.5, 12.0, ""),
+        (20, 10.02, None, ""),
+    ],
+)
+def test_for_a_session_that_has_had_machines_its_budget_is_what_is_left_and_its_time_too(
+    left_h: float, spent: float | None, budget: float | None, said: str
+) -> None:
+    config = Config.model_validate({"resources": {"provider": "aliyun", "expiry": "1h", "budget": budget}})
+    clouds = clouds_with([offer("aliyun", 4)])
+
+    def proposed() -> Proposal:
+        return market.propose(clouds, "s", config, lifetime_s=left_h * 3600, spent=spent)
+
+    if said:
+        with pytest.raises(UsageError, match=said):
+            proposed()
+    else:
+        assert proposed().lifetime_s == left_h * 3600
+
+
+def test_a_lost_job_goes_on_until_the_sessions_end_of_now_and_in_its_budget_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may have been moved by `extend`, and neither is that of the file."""
+    config = Config.model_validate({"resources": {"provider": "aliyun", "expiry": "1h", "budget": "1000"}})
+    asked = config.resources.model_dump_json()
+    store, now, made = Store(tmp_path / "home"), time.time(), list[Proposal]()
+    session = store.open_session("s", "aliyun", now + 3600, True, 1000, asked)
+    row = MachineRow("m", "127.0.0.1", 22, "u", "", "r", "aliyun-0.5", 0.5, "CNY", now - 7200, None)
+    store.add_machines(session, [row])
+    store.extend(session, now + 20 * 3600, 12.0)
+    session = store.pick("s")
+    for name in ("end_machines", "prepare"):
+        monkeypatch.setattr(recovery, name, lambda *_: None)
+
+    def create(*given: Any) -> Any:
+        made.append(given[4])
+        return given[1]
+
+    monkeypatch.setattr(recovery, "create", create)
+
+    def elsewhere(price: float) -> None:
+        recovery.elsewhere(store, session, config, clouds_with([offer("aliyun", price)]), Told())  # type: ignore[arg-type]
+
+    with pytest.raises(
+        UsageError, match=r"the budget is 12, of which 1\.\d\d is spent, and what fits may cost (79|80)\."
+    ):
+        elsewhere(4)
+    assert not made
+    elsewhere(0.5)
+    assert made[0].lifetime_s == pytest.approx(20 * 3600, abs=600)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from orchestrator import payload
+from orchestrator.config import load
+from orchestrator.errors import TransferIncomplete
 from orchestrator.payload import price
-from orchestrator.store import MachineRow
+from orchestrator.store import MachineRow, Store
 
 
 def machine(per_hour: float | None, currency: str = "CNY") -> MachineRow:
@@ -22,3 +29,23 @@ def test_a_job_is_told_what_its_machines_cost_all_together() -> None:
 @pytest.mark.parametrize("others", [(None, "CNY"), (0.0, ""), (3.0, "USD")])
 def test_where_a_price_is_not_known_or_there_is_none_it_is_told_nothing(others: tuple[float | None, str]) -> None:
     assert price((machine(*others), machine(12.5))) == {}
+
+
+def test_a_job_of_which_nothing_can_be_noted_here_is_not_begun_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, sent = Store(tmp_path / "home"), list[str]()
+    session = store.open_session("s", "local", 1e12)
+    (tmp_path / "results").write_text("in the way, as a full disk is")
+    monkeypatch.setattr(payload, "push", lambda *_: sent.append("files"))
+    monkeypatch.setattr(payload, "queue", lambda *_: sent.append("the job"))
+    raw = dict.fromkeys(("os", "arch", "kernel", "cpus", "memory_gib", "gpus"))
+    facts = SimpleNamespace(environments={}, python={"version": "3", "packages": {}}, raw=raw)
+    ready: Any = [SimpleNamespace(python="", steps={}, facts=facts)]
+    spec = payload.jobs.Spec(["true"], None, "", None, [], {}, "", 30)
+    load_: Any = payload.Load(spec, {}, {}, 1)
+    with pytest.raises(TransferIncomplete, match="job 1 was not begun, since nothing can be noted of it") as error:
+        payload.submit(store, session, load(None, tmp_path), None, ready, load_, None)  # type: ignore[arg-type]
+    assert error.value.hint == "free some space, then the same again" and sent == ["files"]
+    job = store.job(session, 1)
+    assert (job.state, job.pulled) == ("failed", True) and "could not be submitted" in job.reason

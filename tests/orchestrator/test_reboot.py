@@ -7,6 +7,7 @@ boot id is made to have changed.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.remote import again, supervisor
+from orchestrator import jobs, wire
+from orchestrator.remote import again, joblog, supervisor
+from orchestrator.store import Job, Store
 from tests import system
 from tests.conftest import Cli
 from tests.orchestrator.machines import Machine, gone, pythons
@@ -36,6 +40,42 @@ def here(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path, OLDEST)
     yield made
     made.end()
+
+
+@pytest.fixture
+def rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A machine that was told to begin its jobs again by itself, and has always just come up."""
+    sources = json.loads(wire.sources())
+    patient = sources["supervisor.py"].replace("AGAIN_WITHIN_S = 300.0", "AGAIN_WITHIN_S = 1e12")
+    assert patient != sources["supervisor.py"]
+    monkeypatch.setattr(wire, "sources", lambda: json.dumps({**sources, "supervisor.py": patient}).encode())
+    with fresh_sources():
+        home = tmp_path / "machine"
+        home.mkdir()
+        made = Machine(home, OLDEST)
+        start_of(made)
+        (made.root / "again.json").write_text('{"how": "systemd: orchestrate-again.service"}')
+        yield made
+        made.end()
+
+
+@contextlib.contextmanager
+def fresh_sources() -> Iterator[None]:
+    for again_and_again in (True, False):
+        wire.digest.cache_clear()
+        wire.parcel.cache_clear()
+        if again_and_again:
+            yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "home")
+
+
+@pytest.fixture
+def job(store: Store, tmp_path: Path) -> Job:
+    return store.add_job(store.open_session("s", "local", 2e9), "run1", "c", ["outputs"], tmp_path / "results")
 
 
 def lose(machine: Machine, number: int, boot_id: str = "another boot") -> None:
@@ -155,9 +195,131 @@ def test_a_job_that_cannot_be_started_keeps_none_behind_it_from_it(
     monkeypatch.setattr(again, "start_supervisor", start)
     monkeypatch.setattr(again, "beside", lambda: supervisor)
     monkeypatch.setattr(supervisor, "ROOT", str(here.root))
+    monkeypatch.setitem(sys.modules, "supervisor", supervisor)
+    monkeypatch.setitem(sys.modules, "joblog", joblog)
     with pytest.raises(again.NotStarted, match="job 1: the disk is full"):
         again.after_reboot()
     assert len(begun) == 1 and begun[0].endswith("2") and b"the disk is full" in here.log(1)
+
+
+# ---- who looks before the job has begun again -----------------------------------------------------------------------
+
+
+class Watching:
+    """It follows a job, and remembers what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def agrees(self, proposal: Any) -> bool:
+        return False
+
+    def log(self, data: bytes) -> None:
+        pass
+
+    def progress(self, progress: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class AsHost:
+    """What following needs of a host."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.retired = machine, False
+
+    def agent(self, timeout_s: float = 30) -> wire.Wire:
+        return self.machine.agent(timeout_s)
+
+    def park(self, agent: wire.Wire) -> None:
+        agent.close()
+
+
+def refreshed(machine: Machine, store: Store, job: Job) -> Job:
+    jobs.refresh(machine.wire, store, [job])
+    return store.reread(job)
+
+
+def test_a_job_that_its_machine_is_about_to_begin_again_has_not_ended(
+    rented: Machine, store: Store, job: Job, eventually: Any
+) -> None:
+    """Whoever looks in that moment: who follows goes on to follow, and what is brought home isn't all of it."""
+    rented.submit(1, WORKS, env={"SECRET": "x"}, recover=True)
+    rented.until_log(1, b"starts", 60)
+    jobs.bring_log(rented.wire, store, job)
+    lose(rented, 1)
+    os.truncate(rented.folder(1) / "log", 3)
+    waiting = refreshed(rented, store, job)
+    assert (waiting.state, waiting.pulled) == ("queued", False) and "about to begin it again" in waiting.reason
+    jobs.bring_home(rented.wire, store, job, final=True)
+    assert (store.reread(job).state, store.reread(job).pulled) == ("queued", False)
+
+    watching, ended = Watching(), list[Job]()
+    host: Any = AsHost(rented)
+    follower = threading.Thread(
+        target=lambda: ended.append(jobs.follow(host, store, store.reread(job), watching, 0, 1e9)), daemon=True
+    )
+    store.update_job(job, state="running")
+    follower.start()
+    eventually(lambda: watching.said, 60)
+    assert watching.said == ["job 1: the machine went down, and is about to begin it again"] and not ended
+    argv = [rented.python, "-X", "utf8", str(rented.root / "bin/again.py")]
+    done = subprocess.run(argv, env=AS_SYSTEMD, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"job 1 begins again\n"
+    rented.wait(1, "running", within_s=60)
+    (rented.folder(1) / "work/outputs/over").touch()
+    follower.join(60)
+    assert [one.state for one in ended] == ["succeeded"]
+    seam = b"[orchestrate] the machine was rebooted; the job begins again\n"
+    assert (job.results / "log.txt").read_bytes() == b"starts with x\n" + seam + b"starts with x\nover\n"
+    jobs.bring_home(rented.wire, store, job, final=True)
+    assert store.reread(job).pulled
+
+    rented.submit(2, WORKS, recover=True)
+    second = store.add_job(store.pick("s"), "run2", "c", ["outputs"], job.results.parent)
+    rented.until_log(2, b"starts", 60)
+    lose(rented, 2)
+    assert refreshed(rented, store, second).state == "lost", "the machine's start has had its turn"
+    jobs.bring_home(rented.wire, store, second, final=True)
+    assert store.reread(second).pulled
+
+
+@pytest.mark.parametrize("how", ["systemd", "by hand"])
+def test_a_job_that_waits_for_its_machine_to_begin_it_again_can_be_stopped(
+    rented: Machine, store: Store, job: Job, how: str
+) -> None:
+    (rented.root / "again.json").write_text(json.dumps({"how": how}))
+    rented.submit(1, WORKS, env={"SECRET": "x"}, recover=True)
+    rented.until_log(1, b"starts", 60)
+    lose(rented, 1)
+    status = jobs.stop(rented.wire, store, job, 30, lambda line: None)
+    assert (status["state"], status["reason"]) == ("stopped", "stopped before it began again")
+    assert not (rented.folder(1) / "env.json").exists()
+    argv = [rented.python, "-X", "utf8", str(rented.root / "bin/again.py")]
+    assert subprocess.run(argv, env=AS_SYSTEMD, capture_output=True, timeout=60, check=True).stdout == b""
+    jobs.bring_home(rented.wire, store, job, final=True)
+    assert (store.reread(job).state, store.reread(job).pulled, starts(rented, 1)) == ("stopped", True, 1)
+
+
+@pytest.mark.parametrize(("how", "state"), [("systemd", "queued"), ("by hand", "lost"), ("", "lost")])
+def test_a_job_that_is_ended_as_its_machine_goes_down_is_not_over_where_it_begins_again(
+    rented: Machine, store: Store, job: Job, how: str, state: str
+) -> None:
+    """A client may see that end before the machine is down."""
+    (rented.root / "again.json").write_text(json.dumps({"how": how}))
+    rented.submit(1, WORKS, recover=True)
+    rented.until_log(1, b"starts", 60)
+    os.kill(rented.supervisor(1), signal.SIGTERM)
+    rented.wait(1, state, within_s=60)
+    seen = refreshed(rented, store, job)
+    jobs.bring_home(rented.wire, store, job, final=True)
+    assert (seen.state, store.reread(job).pulled) == (state, not how)
+    assert ("may yet begin again" in seen.reason) == (how == "by hand")
 
 
 # ---- the start ----------------------------------------------------------------------------------------------------
@@ -291,6 +453,7 @@ def test_a_job_goes_on_where_its_machine_was_rebooted_with_a_client_and_without(
         lost = {**eventually(doing, 60), "boot_id": "another boot", "at": time.time() - 60}
         (folder / "aside").write_text(json.dumps(lost))
         (folder / "aside").rename(folder / "state.json")
+        (folder.parent.parent / "begun.json").unlink(missing_ok=True)  # it is of the boot before
         owner = int((folder / "lock").read_text())
         os.kill(owner, signal.SIGSTOP)  # else it writes down how the job has ended
         os.killpg(lost["group"], signal.SIGKILL)
@@ -307,8 +470,10 @@ def test_a_job_goes_on_where_its_machine_was_rebooted_with_a_client_and_without(
     process.kill()
     assert b"Traceback" not in process.communicate(timeout=60)[1] and process.returncode == -signal.SIGKILL
     second, before = reboot(first + 3)  # nobody is there but the machine
+    assert "it may yet begin again" in cli("logs", "-f", "-j", "2", code=10).err, "here it is begun by hand, or never"
     done = subprocess.run(argv, env=AS_SYSTEMD, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "job 2 begins again\n" and done.stderr == ""
+    assert cli("status", "--json").json[0]["jobs"][1]["state"] != "lost", "whoever has seen it lost asks again"
     (folder / "work/over").touch()
     cli("logs", "-f", "-j", "2")
 

@@ -13,6 +13,7 @@ import pytest
 from orchestrator import following, lifecycle, recovery, sync
 from orchestrator.config import Config
 from orchestrator.errors import Locked, MayStillBill, OrchestrateError, TransferIncomplete, Unreachable, UsageError
+from orchestrator.session import connect
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.wire import MachineError
 from tests.orchestrator.test_lifecycle import Told
@@ -99,7 +100,7 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     tries: list[Any] = [Unreachable("gone too"), TransferIncomplete("a file changed while it was sent"), job]
     gone: list[list[str]] = [[], ["b"], []]
     monkeypatch.setattr(recovery, "is_gone", lambda session, machine: machine.id in gone[0])
-    monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: [])
+    monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: ([], []))
     monkeypatch.setattr(recovery, "PAUSE_S", 0)
 
     def anew(store: Store, session: Session, config: Any, lost: list[MachineRow], *_: Any) -> Session:
@@ -136,20 +137,78 @@ def test_a_machine_whose_disk_is_kept_is_started_again_and_never_removed(
 
 
 @pytest.mark.parametrize(("node", "is_kept"), [(None, True), (0, True), (1, False)])
-def test_machines_that_hold_other_jobs_results_are_not_ended_for_one_that_is_lost(
+def test_machines_that_hold_results_are_not_ended_for_one_that_is_lost(
     store: Store, session: Session, tmp_path: Path, node: int | None, is_kept: bool
 ) -> None:
-    store.add_machines(session, [machine("a", 3.0), replace(machine("b", 3.0), node=1)])
+    store.add_machines(session, [machine("c", 3.0), replace(machine("d", 3.0), node=1)])
     seen = store.pick("s")
+    there, gone = seen.machines
     lost = store.add_job(seen, "r", "true", [], tmp_path / "1")
+    recovery.check_at_home(store, seen, [gone], lost, [gone])  # what of it was there is lost, whatever is done
+    with pytest.raises(MayStillBill, match="results of job 1 are on those that are there"):
+        recovery.check_at_home(store, seen, [gone], lost, [there])
     store.add_job(seen, "q", "true", [], tmp_path / "2", node=node)
-    gone = [one for one in seen.machines if one.node == 1]
     if is_kept:
         with pytest.raises(MayStillBill, match="results of job 2 are on those that are there"):
-            recovery.check_at_home(store, seen, gone, lost)
-        assert store.pick("s").state == "ready"
+            recovery.check_at_home(store, seen, [gone], lost)
     else:
-        recovery.check_at_home(store, seen, gone, lost)
+        recovery.check_at_home(store, seen, [gone], lost)
+
+
+def test_a_ctrl_c_while_one_of_several_is_made_anew_leaves_the_others(
+    store: Store, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mend(*_: Any) -> None:
+        assert store.pick("s").state == "creating"
+        raise KeyboardInterrupt
+
+    store.add_machines(session, [machine("c", 3.0), replace(machine("d", 3.0), node=1)])
+    seen, cloud = store.pick("s"), SimpleNamespace(keeps_disk=False, mend=mend, survivors=lambda *_: [])
+    monkeypatch.undo()
+    monkeypatch.setattr(recovery, "load_cloud", lambda *_: cloud)
+    monkeypatch.setattr(recovery, "allowed", lambda *_: {"local": cloud})
+    monkeypatch.setattr(recovery, "keys", lambda *_: ("", "", ""))
+    monkeypatch.setattr(lifecycle, "take_away", lambda *_: pytest.fail("the other was ended"))
+    with pytest.raises(KeyboardInterrupt):
+        recovery.anew(store, seen, Config(), seen.machines[1:], Told())  # type: ignore[arg-type]
+    assert store.pick("s").state == "ready" and len(store.pick("s").machines) == 2
+
+
+def test_what_was_left_while_machines_were_made_anew_is_not_gone_on_with_by_up(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It might end those that are there, with what is on them."""
+    cloud = SimpleNamespace(keeps_disk=False)
+    monkeypatch.setattr(lifecycle, "load_cloud", lambda *_: cloud)
+    store.set_state(session, "creating")
+    lifecycle.check_nothing_there(store, store.pick("s"))
+    job = store.add_job(session, "r", "true", [], tmp_path)
+    with pytest.raises(UsageError, match="results of job 1 may be on the others"):
+        lifecycle.check_nothing_there(store, store.pick("s"))
+    store.update_job(job, state="lost", pulled=1)
+    lifecycle.check_nothing_there(store, store.pick("s"))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_machine_past_its_end_is_reached_while_it_is_there(
+    store: Store, session: Session, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    store.extend(session, 1.0)
+    monkeypatch.setattr(lifecycle, "is_gone", lambda *_: not is_there)
+    if is_there:
+        connect(store.pick("s")).close()
+    else:
+        with pytest.raises(Unreachable, match="reached its expiry"):
+            connect(store.pick("s"))
+
+
+@pytest.mark.parametrize(("error", "code"), [(OrchestrateError("so"), 4), (TransferIncomplete("so"), 8)])
+def test_no_error_of_down_says_that_nothing_is_billing_while_something_is(
+    session: Session, error: OrchestrateError, code: int
+) -> None:
+    with pytest.raises(OrchestrateError, match="so") as raised, lifecycle.kept_with_results(session):
+        raise error
+    assert raised.value.exit_code == code
 
 
 def test_a_machine_that_a_list_leaves_out_once_is_there(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

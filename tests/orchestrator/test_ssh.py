@@ -434,3 +434,41 @@ def test_a_command_that_hangs_or_loses_its_line_is_unreachable(rig: Rig) -> None
         with pytest.raises(Unreachable):
             host.stream(["sh", "-c", "echo x; sleep 60"], cut)
         assert said == ["x"] and host.run(["echo", "again"]) == "again"
+
+
+# ---- one command after the other ----------------------------------------------------------------------------------
+
+
+def test_the_next_channel_is_opened_beside_a_command_from_the_second_on(
+    rig: Rig, eventually: Callable[..., Any]
+) -> None:
+    with rig.host() as host:
+        assert host.run(["echo", "1"]) == "1" and host.channels.opening is None  # most connections run one
+        for number in range(2, 5):
+            assert host.run(["echo", str(number)]) == str(number)
+            (ahead,) = eventually(lambda: host.channels.spare)
+        assert host.agent().call("jobs") == {} and not host.channels.spare and not ahead.closed  # it has taken that one
+        host.run(["true"])
+        eventually(lambda: host.channels.spare)[0].close()  # as by a server that lets none be idle
+        assert host.run(["echo", "again"]) == "again"
+        eventually(lambda: host.channels.spare)
+        channels = host.channels
+        channels.transport.sock.close()
+        eventually(lambda: not channels.transport.is_active())
+        assert host.run(["echo", "anew"]) == "anew" and host.channels is not channels and not host.channels.spare
+
+
+@pytest.mark.parametrize("server", ["openssh"], indirect=True)
+def test_a_server_with_room_for_one_session_serves_one_after_the_other(rig: Rig) -> None:
+    config = local.files_of(rig.folder).folder / "sshd_config"
+    config.write_text(config.read_text().replace("MaxSessions 1000", "MaxSessions 1"))
+    with rig.host() as host:
+        channels = host.channels
+        for number in range(5):
+            assert host.run(["echo", str(number)]) == str(number)
+            with host.agent() as wire:
+                assert wire.call("jobs") == {}
+        assert host.run(["echo", "an agent makes room"]) == "an agent makes room" and host.channels is channels
+        with host.agent(), pytest.raises(Unreachable, match="opens no channel"):
+            host.run(["true"])
+        assert host.run(["echo", "on a new connection"]) == "on a new connection"

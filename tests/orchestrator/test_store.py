@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import jobs, sshconfig
+from orchestrator.bucket import run_json
 from orchestrator.errors import Locked, OrchestrateError, UsageError
 from orchestrator.report import cost
 from orchestrator.store import MachineRow, Session, Store
@@ -50,12 +52,12 @@ def machine(price: float | None = 3.6, created_at: float = 1_000_000.0) -> Machi
     return MachineRow("m", "127.0.0.1", 22, "u", "ssh-ed25519 A", "r", "t", price, "CNY", created_at, None)
 
 
-def python(home: Path, program: str) -> subprocess.Popen[str]:
-    """Another process with the same record; `store` is open in it."""
+def python(home: Path, program: str, **more: str) -> subprocess.Popen[str]:
+    """Another process with the same record; `store` is open in it. `more` is in its environment."""
     text = (
         f"from orchestrator.store import Store\nfrom pathlib import Path\nstore = Store(Path({str(home)!r}))\n{program}"
     )
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **more}
     return subprocess.Popen([sys.executable, "-c", text], env=env, stdout=subprocess.PIPE, text=True)
 
 
@@ -217,6 +219,40 @@ def test_many_processes_make_the_record_at_once(tmp_path: Path) -> None:
     assert len(Store(tmp_path / "home").sessions()) == 6
 
 
+# ---- names that are no text -----------------------------------------------------------------------------------------
+
+GBK = os.fsdecode("\u9879\u76ee".encode("gbk"))
+
+
+def test_folders_whose_names_are_not_utf_8_are_remembered(tmp_path: Path) -> None:
+    try:
+        (tmp_path / GBK).mkdir()
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    store = Store(tmp_path / GBK / "home")
+    session = opened(store)
+    store.add_machines(session, [machine()])
+    job = store.add_job(session, "r", "c", [], tmp_path / GBK / "results")
+    assert job.results == tmp_path / GBK / "results" / "1" and store.pick("s").folder == session.folder
+    assert session.folder.is_dir() and session.folder.is_relative_to(store.folder)
+    sshconfig.refresh(store)
+    assert os.fsencode(session.folder) in (store.folder / sshconfig.CONFIG).read_bytes()
+    assert GBK in sshconfig.shown(store)
+    jobs.note(job, argument=GBK)
+    jobs.note(job, more=1)
+    assert run_json(job.results) == {"argument": GBK, "more": 1}, "the second note keeps the first"
+
+
+def test_a_folder_is_the_same_for_a_command_whose_locale_is_another(store: Store, tmp_path: Path) -> None:
+    session, results = opened(store), tmp_path / "\u9879\u76ee"
+    program = f"print(store.add_job(store.pick('s'), 'r', 'c', [], Path(os.fsdecode({os.fsencode(results)!r}))).number)"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with python(store.folder, f"import os, sys\n{program}", **ascii_only) as other:
+        assert other.communicate(timeout=60)[0] == "1\n" and not other.returncode
+    assert store.job(session, 1).results == results / "1"
+    assert store.db.execute("SELECT typeof(results) FROM jobs").fetchone()[0] == "text"
+
+
 # ---- locks --------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +343,20 @@ def test_a_record_of_another_form_is_said(tmp_path: Path) -> None:
     with pytest.raises(OrchestrateError) as error:
         opened(Store(tmp_path))
     assert error.value.hint
+
+
+def test_of_a_record_of_a_newer_version_what_is_known_is_read(store: Store, tmp_path: Path) -> None:
+    session = opened(store)
+    store.add_machines(session, [machine()])
+    job = store.add_job(session, "r", "c", [], tmp_path / "results")
+    for table in ("sessions", "machines", "jobs"):
+        store.db.execute(f"ALTER TABLE {table} ADD COLUMN newer TEXT NOT NULL DEFAULT 'x'")
+    again = Store(store.folder)
+    assert again.pick("s").machine == machine() and again.job(session, 1) == job
+    again.add_machines(session, [replace(machine(), id="another")])
+    assert again.add_job(session, "r", "c", [], tmp_path / "results").number == 2
+    again.set_state(session, "closed")
+    assert opened(again).id != session.id
 
 
 def test_a_folder_that_cannot_be_one_is_said(tmp_path: Path) -> None:

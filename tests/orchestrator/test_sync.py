@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -226,20 +227,48 @@ def test_content_that_is_only_half_there_is_not_taken_for_whole(machine: Machine
 
 
 def test_content_that_a_power_cut_has_taken_is_sent_again(machine: Machine, project: Path) -> None:
-    """A journal may have kept a file's name and time, and nothing of its content."""
-    write(project, "a")
+    """A journal may have kept a file's name and time, and of its content nothing, or the first blocks."""
     (project / "empty").touch()
-    tree = worktree.read_tree(project, ["a", "empty"])
+    (project / "small").write_bytes(b"s" * 9000)
+    (project / "run").write_bytes(b"r" * 9000)
+    (project / "run").chmod(0o755)
+    (project / "large").write_bytes(os.urandom(2 << 20) + b"\0" * (1 << 20))
+    contents = {path.name: path.read_bytes() for path in project.iterdir()}
+    tree = worktree.read_tree(project, [*contents])
+    there = machine.root / "trees" / tree.id
     sync.push(machine.wire, tree)
-    kept, there = machine.root / "blobs" / digest(b"a"), machine.root / "trees" / tree.id
-    time = kept.stat().st_mtime_ns
-    kept.chmod(0o644)
-    os.truncate(kept, 0)
-    os.utime(kept, ns=(time, time))
-    assert (there / "a").read_bytes() == b""
+    for kept in (0, 4096, 8192):
+        for path in [*(machine.root / "blobs").iterdir(), there / "run"]:
+            if size := path.stat().st_size:
+                time = path.stat().st_mtime_ns
+                path.chmod(0o644)
+                os.truncate(path, min(kept, size))
+                os.utime(path, ns=(time, time))
+        assert (there / "large").read_bytes() == contents["large"][:kept]
+        assert sync.push(machine.agent(), tree).sent_files == 3
+        assert {path.name: path.read_bytes() for path in there.iterdir()} == contents
+    assert sync.push(machine.agent(), tree).sent_files == 0
+
+
+def test_after_a_boot_what_is_on_the_machine_is_read_before_it_is_believed(machine: Machine, project: Path) -> None:
+    """A power cut may leave zeros in the size of a blob, under its time."""
+    for name in ("one", "two", "run"):
+        (project / name).write_bytes(name.encode() * 3000)
+    (project / "run").chmod(0o755)
+    contents = {path.name: path.read_bytes() for path in project.iterdir()}
+    tree = worktree.read_tree(project, [*contents])
+    sync.push(machine.wire, tree)
+    there, booted = machine.root / "trees" / tree.id, machine.root / "believed.json"
+    for path in (machine.root / "blobs" / digest(contents["one"]), there / "run"):
+        time = path.stat().st_mtime_ns
+        path.chmod(0o644)
+        path.write_bytes(b"\0" * path.stat().st_size)
+        os.utime(path, ns=(time, time))
+    assert sync.push(machine.agent(), tree).sent_files == 0  # nobody reads it without need
+    booted.write_text('"another boot"')
     assert sync.push(machine.agent(), tree).sent_files == 1
-    assert (there / "a").read_bytes() == b"a" and (there / "empty").read_bytes() == b""
-    assert sync.push(machine.wire, tree).sent_files == 0
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == contents
+    assert sync.push(machine.agent(), tree).sent_files == 0 and "another" not in booted.read_text()
 
 
 def test_a_machine_gets_no_content_but_of_the_tree(project: Path) -> None:
@@ -366,16 +395,41 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_more_files_come_than_are_synced_at_once(
+def test_files_come_from_more_folders_than_may_be_open(
     machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrivals, "AT_ONCE", 4)
     monkeypatch.setattr(arrivals, "OPEN", 3)
     machine.ran(
         1, "cd outputs; for d in 1 2 3 4 5; do mkdir -p $d/in; for f in a b c; do echo $d$f > $d/in/$f; done; done"
     )
     assert Outputs(results).pull(machine.wire, 1, ["outputs"], final=True).new_files == 15
     assert everything(results) == everything(machine.folder(1) / "work") and os.listdir(results) == ["outputs"]
+
+
+def test_a_pull_ends_once_what_has_come_is_on_the_disk(
+    machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[dict[str, bytes]] = []
+    for module in (arrivals, sync):
+        monkeypatch.setattr(module, "sync_all", lambda folder: synced.append(everything(results)))
+    machine.ran(1, "cd outputs; echo a > a; head -c 100000 /dev/urandom > b; head -c 2000000 /dev/urandom > c")
+    there, outputs = everything(machine.folder(1) / "work"), Outputs(results)
+    outputs.pull(machine.wire, 1, ["outputs/a"], final=False)
+    assert [set(files) for files in synced] == [{"outputs/a"}]
+    outputs.pull(machine.wire, 1, ["outputs/a"], final=False)
+    assert len(synced) == 1  # nothing has come
+    outputs.pull(machine.wire, 1, ["outputs"], final=True)
+    assert synced[1:] == [there]
+    Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
+    assert synced[2:] == [there]  # whoever brought it may have been killed
+
+    def fails(folder: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for module in (arrivals, sync):
+        monkeypatch.setattr(module, "sync_all", fails)
+    with pytest.raises(TransferIncomplete, match="Input/output error"):
+        Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
 
 
 def test_a_small_file_that_changes_while_it_is_read_comes_the_next_time(results: Path) -> None:
