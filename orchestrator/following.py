@@ -14,7 +14,8 @@ from typing import Any
 from orchestrator import jobs
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.fleet import Fleet, Part, keep_shown, part_of, watchers
-from orchestrator.lifecycle import finish, is_gone
+from orchestrator.lifecycle import finish
+from orchestrator.session import is_gone
 from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher

@@ -29,20 +29,19 @@ from orchestrator.errors import (
 )
 from orchestrator.extension import check_budget, moment
 from orchestrator.fleet import Fleet
+from orchestrator.homecoming import bring_rest_home
 from orchestrator.interrupts import one_interrupt
 from orchestrator.lifecycle import (
     as_made,
-    bring_rest_home,
     create,
     end_machines,
     finish,
-    is_gone,
     prepare,
     rolled_back,
     start,
 )
 from orchestrator.market import Clouds, allowed, propose
-from orchestrator.session import held, keys, load_cloud, mapped, seeded_key, taken_down
+from orchestrator.session import held, is_gone, keys, load_cloud, mapped, seeded_key, taken_down
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
 from orchestrator.wire import MachineError

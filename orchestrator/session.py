@@ -25,10 +25,11 @@ from infra.errors import (
     UnknownProvider,
     WrongClock,
 )
-from orchestrator.errors import Elsewhere, Locked, MayStillBill, OrchestrateError, Unreachable, UsageError
+from orchestrator.errors import Elsewhere, Locked, MachineGone, MayStillBill, OrchestrateError, Unreachable, UsageError
 from orchestrator.ssh import Host, generate_key
 from orchestrator.store import MachineRow, Session, Store
 
+LOOKS, LOOK_AGAIN_S = 2, 1.0  # before a cloud that doesn't list a machine is believed
 PATIENCE_S = 600.0  # with another command that has the session: a `run` that sends, an `up`
 CLIENT_KEY, HOST_KEY = KEYS = "id_ed25519", "host_ed25519"
 
@@ -41,7 +42,7 @@ def connect(session: Session, machine: MachineRow | None = None) -> Host:
             f"session {session.name!r} has no machine: it was left {session.state}",
             f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
         )
-    if time.time() > session.expires_at and has_ended(session, machine):
+    if time.time() > session.expires_at and is_gone(session, machine):
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
         raise Unreachable(
             f"the machine of {session.name!r} reached its expiry at {at}, and ended",
@@ -51,15 +52,49 @@ def connect(session: Session, machine: MachineRow | None = None) -> Host:
         )
     key = session.folder / CLIENT_KEY
     return Host(
-        machine.host, machine.port, machine.user, key, machine.host_key, lambda: has_ended(session, machine)
+        machine.host, machine.port, machine.user, key, machine.host_key, lambda: is_gone(session, machine)
     )  # fmt: skip
 
 
-def has_ended(session: Session, machine: MachineRow) -> bool:
-    """Whether a machine that has reached its end, or shows another key, is no more; it may be there all the same."""
-    from orchestrator.lifecycle import is_gone
+def is_gone(session: Session, machine: MachineRow) -> bool:
+    """Whether the cloud itself has that machine no more. A cloud that doesn't answer says nothing."""
+    cloud = load_cloud(session.provider, session.simulated)
+    try:
+        if cloud.lives:
+            return not cloud.lives(session.name, session.folder, machine.id)
+        for look in range(LOOKS):
+            time.sleep(LOOK_AGAIN_S if look else 0)
+            if any(machine.id in one for one in cloud.survivors(session.name, session.folder)):
+                return False
+    except InfraError:
+        return False
+    return True
 
-    return is_gone(session, machine)
+
+@contextlib.contextmanager
+def said_where_gone(session: Session, machine: MachineRow) -> Iterator[None]:
+    """Where a machine doesn't answer since there is none any more, the error says so. Raises MachineGone."""
+    try:
+        yield
+    except Unreachable as error:
+        if is_gone(session, machine):
+            raise gone(session, machine) from error
+        raise
+
+
+def gone(session: Session, machine: MachineRow, more: str = "") -> MachineGone:
+    """The error where a machine has ended by itself, with what to do about it."""
+    which = f"machine {machine.node} of {len(session.machines)}" if len(session.machines) > 1 else "the machine"
+    hint = (
+        f"`orchestrate recover {session.name}` has a job of `run --recover` go on elsewhere; `orchestrate down "
+        f"{session.name}` brings home what is left and closes the session"
+    )
+    if load_cloud(session.provider, session.simulated).keeps_disk:
+        hint = (
+            f"`orchestrate up {session.name}` starts it again, with the disk that it had; so does `orchestrate recover "
+            f"{session.name}`, and has a job of `run --recover` go on"
+        )
+    return MachineGone(f"{which} of {session.name!r} has ended{more}", hint)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from orchestrator import jobs, lifecycle, sync
+from orchestrator import homecoming, jobs, sync
 from orchestrator.errors import Locked, OrchestrateError, UsageError
 from orchestrator.extension import moment
 from orchestrator.fleet import Fleet
-from orchestrator.lifecycle import bring_home, coming_home, said_where_gone
+from orchestrator.homecoming import bring_home, coming_home
+from orchestrator.session import said_where_gone
 from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
@@ -82,7 +83,7 @@ def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
         raise UsageError(f"session {session.name!r} is closed", "its jobs have ended")
     check_sent(store, session, job)
     with Fleet(session) as fleet:
-        lifecycle.stop(fleet, store, job, watcher)
+        homecoming.stop(fleet, store, job, watcher)
         if not store.reread(job).pulled:
             bring_home(fleet, store, job, watcher.progress)
     return store.reread(job)

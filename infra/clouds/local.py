@@ -137,9 +137,7 @@ def _create(spec: MachineSpec, node: int, new: list[int], say: Say) -> Machine:
     running = _answering(files, identity)
     if running:
         _check_keys(files, spec)
-        hosting.move_expiry(
-            files, spec.expires_at
-        )  # where others have ended and start again
+        hosting.move_expiry(files, spec.expires_at)  # where others have ended and start again
         say(f"the machine runs already, on 127.0.0.1 port {running.port}")
         return Machine(identity, "127.0.0.1", running.port, user, "127.0.0.1")
     settings = Settings(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from orchestrator import jobs, lifecycle, payload
 from orchestrator.errors import JobFailed, MachineGone, OrchestrateError, Unreachable, UsageError
 from orchestrator.fleet import Fleet
-from orchestrator.session import held, taken_down
+from orchestrator.homecoming import bring_home
+from orchestrator.session import held, is_gone, taken_down
 from orchestrator.store import Job, Session, Store
 from orchestrator.tuning import pruning, space
 from orchestrator.tuning.study import Row, Study
@@ -208,12 +209,12 @@ class Search:
             if job.pulled:  # it never reached the machine
                 return job
         machine, pull_every_s = fleet.machines[0], payload.setting(job, "pull_every", 30)
-        gone = lambda: lifecycle.is_gone(self.session, machine)  # noqa: E731
+        gone = lambda: is_gone(self.session, machine)  # noqa: E731
         if self.wish.prune != "none":
             pull_every_s = min(pull_every_s, pruning.PULL_EVERY_S)
         with pruning.watched(self.study, number, fleet, job, watcher):
             jobs.follow(fleet.first, self.store, job, watcher, jobs.size_at_home(job), pull_every_s, gone)
-        lifecycle.bring_home(fleet, self.store, job)
+        bring_home(fleet, self.store, job)
         pruning.take_down(self.study, number, job, watcher)
         return self.store.reread(job)
 

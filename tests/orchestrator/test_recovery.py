@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator import following, lifecycle, recovery, sync
+from orchestrator import session as sessions
 from orchestrator.config import Config
 from orchestrator.errors import Locked, MayStillBill, OrchestrateError, TransferIncomplete, Unreachable, UsageError
 from orchestrator.session import connect
@@ -194,7 +195,7 @@ def test_a_machine_past_its_end_is_reached_while_it_is_there(
     store: Store, session: Session, monkeypatch: pytest.MonkeyPatch, is_there: bool
 ) -> None:
     store.extend(session, 1.0)
-    monkeypatch.setattr(lifecycle, "is_gone", lambda *_: not is_there)
+    monkeypatch.setattr(sessions, "is_gone", lambda *_: not is_there)
     if is_there:
         connect(store.pick("s")).close()
     else:
@@ -214,11 +215,11 @@ def test_no_error_of_down_says_that_nothing_is_billing_while_something_is(
 def test_a_machine_that_a_list_leaves_out_once_is_there(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     lists: list[list[str]] = [[], ["machine b"]]
     cloud = SimpleNamespace(lives=None, survivors=lambda *_: lists.pop(0))
-    monkeypatch.setattr(lifecycle, "LOOK_AGAIN_S", 0)
-    monkeypatch.setattr(lifecycle, "load_cloud", lambda *_: cloud)
-    assert not lifecycle.is_gone(session, machine("b", 1.0)) and not lists
+    monkeypatch.setattr(sessions, "LOOK_AGAIN_S", 0)
+    monkeypatch.setattr(sessions, "load_cloud", lambda *_: cloud)
+    assert not sessions.is_gone(session, machine("b", 1.0)) and not lists
     lists += [[], []]
-    assert lifecycle.is_gone(session, machine("b", 1.0)) and not lists
+    assert sessions.is_gone(session, machine("b", 1.0)) and not lists
 
 
 @pytest.mark.parametrize("first", [0, 1])
