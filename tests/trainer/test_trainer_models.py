@@ -150,6 +150,24 @@ def test_the_fast_net_answers_with_the_mean_of_its_views():
         models.build("fast", PICTURES, {"views": 3})
 
 
+def test_the_fast_nets_patches_lie_side_by_side_or_overlap():
+    options = {"widths": "8-16-24", "depths": "1-1-1"}
+    torch.manual_seed(0)
+    beside, over = (models.build("fast", PICTURES, {**options, "stride": stride}) for stride in (2, 1))
+    over.load_state_dict(beside.state_dict())
+    images = torch.randn(5, 3, 8, 8)
+    assert beside.stem(images).shape[2:] == (4, 4)
+    assert over.stem(images).shape[2:] == (7, 7)
+    assert torch.allclose(over.stem(images)[:, :, ::2, ::2], beside.stem(images), atol=1e-5)
+    assert over(images).shape == beside(images).shape == (5, PICTURES.classes)
+    for stride in (2, 1):
+        tall = {"widths": "-".join(["8"] * 6), "depths": "1-1-1-1-1-1", "stride": stride}
+        with pytest.raises(BadModel, match="6 stages are too many"):
+            models.build("fast", PICTURES, tall)  # 16 or 31 places are halved to one by five stages
+    with pytest.raises(BadModel, match="stride is 3, and may be 1 or 2"):
+        models.build("fast", PICTURES, {"stride": 3})
+
+
 def test_log_mel_bands_rise_with_the_pitch():
     front = LogMel(8000, 40)
     time_s = torch.arange(4000) / 8000
@@ -169,6 +187,22 @@ def test_an_unknown_model_is_answered_with_the_near_one():
         UnknownModel, match=r"There are: .*speech, transformer; torchvision:NAME; path/to/file.py:Class"
     ):
         models.build("x", PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "option", "value"),
+    [
+        ("transformer", LETTERS, "heads", 0),
+        ("transformer", LETTERS, "width", -8),
+        ("fast", PICTURES, "scale", "x"),
+        ("speech", SOUNDS, "width", 0),
+        ("rnn", TEXTS, "layers", 1.5),
+        ("resnet", PICTURES, "depth", True),
+    ],
+)
+def test_an_option_that_is_no_number_above_0_is_refused(name, shape, option, value):
+    with pytest.raises(BadModel, match=f"{option}={value} of the model {name} is no .*number above 0"):
+        models.build(name, shape, {option: value})
 
 
 def test_options_are_the_models_own():
