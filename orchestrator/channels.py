@@ -35,8 +35,9 @@ class Channels:
         """A command is about to start: the next one's channel is opened beside it, if there has been one before."""
         self.commands += 1
         if self.commands > 1 and not (self.spare or self.refused):
-            self.opening = threading.Thread(target=self._open_ahead, daemon=True)
-            self.opening.start()
+            opening = threading.Thread(target=self._open_ahead, daemon=True)
+            opening.start()
+            self.opening = opening
 
     def _open_ahead(self) -> None:
         try:

@@ -58,11 +58,6 @@ def check(session: Session, until: float, budget: float | None) -> None:
             f"{session.name!r} lasts until {moment(session.expires_at)} already, which is later",
             f"a longer --ttl counts from now; `orchestrate down {session.name}` ends it at once",
         )
-    check_budget(session, until, budget)
-
-
-def check_budget(session: Session, until: float, budget: float | None) -> None:
-    """Raises UsageError where machines like the session's may cost more than that until then."""
     if budget is None:
         return
     most = at_most(replace(session, expires_at=until))

@@ -32,11 +32,14 @@ SHOWN = ".shown"  # in the results of another machine than the first: how many b
 
 
 class Fleet:
-    """The hosts of a session, by node. Opens each at its first use, closes all as a context manager."""
+    """The hosts of a session, by node. Opens each at its first use, closes all as a context manager.
 
-    def __init__(self, session: Session) -> None:
+    `past_end`: also where the session has reached its expiry and some of them are no more.
+    """
+
+    def __init__(self, session: Session, past_end: bool = False) -> None:
         self.machines = session.machines
-        self.hosts = [connect(session, machine) for machine in session.machines] or [connect(session)]
+        self.hosts = [connect(session, machine, past_end) for machine in session.machines] or [connect(session)]
 
     def __enter__(self) -> Fleet:
         return self

@@ -103,7 +103,7 @@ def bring_what_is_there(
 ) -> str:
     """Of each job what machines have that are still there. Returns the numbers of those that are not all at home."""
     behind, lost = [], {machine.node for machine in gone}
-    with Fleet(session) as fleet:
+    with Fleet(session, past_end=True) as fleet:
         for job in (job for job in waiting if not store.reread(job).pulled):
             if job.node is None or job.node in lost:
                 bring_rest_home(store, session, job, gone, watcher)
@@ -124,7 +124,7 @@ def bring_rest_home(
     """
     stuck, behind = list[MachineRow](), list[MachineRow]()
     grace_s = payload.setting(job, "stop_grace", 30)
-    with Fleet(session) as whole:
+    with Fleet(session, past_end=True) as whole:
         fleet = whole.of(job.node)
         parts, say = fleet.parts(store, job), [one.say for one in fleet.watchers(watcher)]
 

@@ -335,6 +335,9 @@ def check(
 ) -> tuple[list[bootstrap.Ready], payload.Load]:
     """The machines, checked to be ready, and what is to be sent to them."""
     cloud, gpus = load_cloud(session.provider, session.simulated), config.resources.request().gpus
+    if time.time() > session.expires_at:
+        ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
+        watcher.say(f"warning: the machine should have ended at {ends}, and may end at any moment")
     say = [watcher.say for watcher in fleet.watchers(watcher)]
 
     def look(node: int, host: Host) -> bootstrap.Ready:

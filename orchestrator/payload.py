@@ -55,19 +55,7 @@ def gather(
     begun: Snapshot | None = None,
 ) -> Load:
     """What a run of this file, or this command, sends; for a job that had `begun`, what it had. Raises UsageError."""
-    from orchestrator.config import resolve_envs, resolve_secrets
-
-    env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is read
-    paths = config.input_paths()
-    trees = {INPUT + name: input_tree(path) for name, path in paths.items()} | {LIBRARY: trainer_tree()}
-    try:
-        work = work_tree(config, argv, records)
-    except UsageError:
-        if begun is None:
-            raise
-        work = None
-    trees |= {WORK: work} if work else {}
-    trees = begun.as_begun(trees, say) if begun else trees
+    env, paths, trees = sent(config, argv, records, say, begun)
     command, script = what_to_run(config, argv)
     gpus = max(1, *(len(one.facts.gpus) for one in ready)) if config.resources.gpus.count else 1
     spec = jobs.Spec(
@@ -87,6 +75,25 @@ def gather(
         recover=config.recover and len(ready) == 1,  # of several, all begin again together
     )
     return Load(spec, env, trees, gpus)
+
+
+def sent(
+    config: Config, argv: list[str] | None, records: Path, say: Callable[[str], None], begun: Snapshot | None = None
+) -> tuple[dict[str, str], dict[str, Path], dict[str, worktree.Tree]]:
+    """The variables, the inputs' paths, and the trees. Raises UsageError where any can't be had."""
+    from orchestrator.config import resolve_envs, resolve_secrets
+
+    env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is read
+    paths = config.input_paths()
+    trees = {INPUT + name: input_tree(path) for name, path in paths.items()} | {LIBRARY: trainer_tree()}
+    try:
+        work = work_tree(config, argv, records)
+    except UsageError:
+        if begun is None:
+            raise
+        work = None
+    trees |= {WORK: work} if work else {}
+    return env, paths, begun.as_begun(trees, say) if begun else trees
 
 
 def submit(
@@ -161,6 +168,7 @@ def submit_again(
             return written.id
 
     load = replace(load, spec=replace(load.spec, attempt=uuid.uuid4().hex))
+    store.update_job(job, pulled=0)  # from here on the machine may have more than is at home
     queue(fleet, session, job, load, ready, watcher, fleet.each(restore))
     store.update_job(job, state="queued", code=None, reason="", ended_at=None, pulled=0)
     return store.reread(job)

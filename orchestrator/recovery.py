@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from infra import provider
-from infra.provider import Machine
-from orchestrator import lifecycle, snapshot
+from infra.provider import Machine, unheard
+from orchestrator import lifecycle, payload, snapshot
 from orchestrator.errors import (
     Locked,
     MachineGone,
@@ -27,7 +27,7 @@ from orchestrator.errors import (
     Unreachable,
     UsageError,
 )
-from orchestrator.extension import check_budget, moment
+from orchestrator.extension import moment
 from orchestrator.fleet import Fleet
 from orchestrator.homecoming import bring_rest_home
 from orchestrator.interrupts import one_interrupt
@@ -37,7 +37,6 @@ from orchestrator.lifecycle import (
     end_machines,
     finish,
     prepare,
-    rolled_back,
     start,
 )
 from orchestrator.market import Clouds, allowed, propose
@@ -103,10 +102,14 @@ def with_more_time(store: Store, session: Session, until: float) -> Session:
     with held(store, session) as session:
         if not is_over(session):
             raise UsageError(
-                f"{session.name!r} lasts until {moment(session.expires_at)} yet",
-                f"leave --ttl out; `orchestrate extend {session.name} --ttl ...` moves the end of its machines",
+                f"{session.name!r} has no need of another end: it is one whose machines start again, or lasts until "
+                f"{moment(session.expires_at)}",
+                "leave --ttl out",
             )
-        check_budget(session, until, session.budget)
+        if all(is_gone(session, machine) for machine in session.machines):  # at their end, and cost nothing since
+            store.ended(session, session.expires_at)
+            session = store.pick(session.name)
+        check_budget(session, until)
         store.extend(session, until)
         return store.pick(session.name)
 
@@ -115,6 +118,21 @@ def as_extended(store: Store, session: Session) -> Session:
     """With the end that it has by now: another command may have moved it."""
     now = store.find(session.name)
     return replace(session, expires_at=now.expires_at) if now else session
+
+
+def check_budget(session: Session, until: float) -> None:
+    """Raises UsageError where machines like the lost ones might cost more than is left of the budget."""
+    spent, prices = session.cost(time.time()), [machine.price_per_hour for machine in session.machines]
+    if session.budget is None:
+        return
+    hours = (until - time.time()) / 3600
+    most = None if spent is None or None in prices else spent + hours * sum(price for price in prices if price)
+    if most is None or most > session.budget:
+        cost = "nobody knows what" if most is None else f"{most:.2f}"
+        raise UsageError(
+            f"until {moment(until)} {session.name!r} may cost {cost}, and its budget is {session.budget:g}",
+            f"a shorter --ttl; or `orchestrate down {session.name}`, and a session with another budget",
+        )
 
 
 def is_over(session: Session) -> bool:
@@ -154,13 +172,20 @@ def begin_again(
                     f"`orchestrate recover {session.name} --ttl 4h` has it go on on another machine; `orchestrate down "
                     f"{session.name}` closes the session",
                 )
+            payload.sent(config, argv, store.folder, unheard, snapshot.of(session, job))  # before anything is rented
             stuck, behind = bring_rest_home(store, session, job, gone, watcher)
             session = anew(store, session, config, gone + stuck, watcher, job, behind)
             store.note(session, f"job {job.number} goes on, on {where(session)}")
             store.update_job(job, reason="")  # a notice was one of a machine that is no more
             job = store.reread(job)
         try:
+            session = prepared(store, session, config, watcher)
             with Fleet(session) as fleet:
+                if len(session.machines) == 1:  # the machine itself may have begun it again
+                    fleet.refresh(store, [job])
+                    job = store.reread(job)
+                if job.state != "lost":
+                    return session, job
                 return session, start(fleet, store, session, config, argv, watcher, lost=job)
         except (Unreachable, TransferIncomplete) as error:
             if not again:
@@ -168,6 +193,16 @@ def begin_again(
             watcher.say(f"{error}; looking at the machines once more")
             time.sleep(PAUSE_S)
     raise AssertionError("the last try returns or raises")
+
+
+def prepared(store: Store, session: Session, config: Config, watcher: Watcher) -> Session:
+    """The session; its machines made ready, where a command that made some anew was killed before they were."""
+    if store.pick(session.name).state != "creating":
+        return session
+    with held(store, session) as session:
+        prepare(store, session, as_made(session, config), load_cloud(session.provider, session.simulated), watcher)
+        store.set_state(session, "ready")
+    return store.pick(session.name)
 
 
 def see_through(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
@@ -236,10 +271,30 @@ def anew(
             if not mended(store, session, config, cloud, gone, watcher):
                 check_at_home(store, session, gone, job, behind)
                 store.set_state(session, "creating")
-                with rolled_back(store, session, clouds, watcher):
+                with ended_where_it_fails(store, session, clouds, watcher):
                     elsewhere(store, session, config, clouds, watcher)
                 store.set_state(session, "ready")
     return store.pick(session.name)
+
+
+@contextlib.contextmanager
+def ended_where_it_fails(store: Store, session: Session, clouds: Clouds, watcher: Watcher) -> Iterator[None]:
+    """Whatever goes wrong, no machine is left; the session is, and what jobs began with. Raises OrchestrateError."""
+    try:
+        yield
+    except (MayStillBill, Locked):
+        raise
+    except BaseException as error:
+        now = store.pick(session.name)  # it may have gone to another cloud meanwhile
+        watcher.say("removing what was made")
+        end_machines(now, clouds[now.provider], watcher)
+        store.set_state(now, "ready")
+        if not isinstance(error, OrchestrateError):
+            raise
+        raise OrchestrateError(
+            f"{error}; no machine is left",
+            f"`orchestrate recover {now.name}` tries again; `orchestrate down {now.name}` closes the session",
+        ) from error
 
 
 def mended(
@@ -314,7 +369,9 @@ def elsewhere(store: Store, session: Session, config: Config, clouds: Clouds, wa
     lost = session.machine
     end_machines(session, clouds[session.provider], watcher)
     config, now = as_made(session, config), time.time()  # another command may have moved the end, and the budget
-    proposal = propose(clouds, session.name, config, watcher.say, session.expires_at - now, session.cost(now))
+    proposal = propose(
+        clouds, session.name, config, watcher.say, session.expires_at - now, session.cost(min(now, session.expires_at))
+    )
     taken = (lost.region, lost.instance_type) if lost else None
     offers = sorted(proposal.offers, key=lambda offer: (offer.region, offer.instance_type) == taken)
     session = create(store, session, clouds, config, replace(proposal, offers=offers), watcher)

@@ -34,7 +34,7 @@ PATIENCE_S = 600.0  # with another command that has the session: a `run` that se
 CLIENT_KEY, HOST_KEY = KEYS = "id_ed25519", "host_ed25519"
 
 
-def connect(session: Session, machine: MachineRow | None = None) -> Host:
+def connect(session: Session, machine: MachineRow | None = None, past_end: bool = False) -> Host:
     """A machine of the session, by default its first; opens at first use. Raises UsageError where it has none yet."""
     machine = machine or session.machine
     if machine is None:
@@ -42,7 +42,7 @@ def connect(session: Session, machine: MachineRow | None = None) -> Host:
             f"session {session.name!r} has no machine: it was left {session.state}",
             f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
         )
-    if time.time() > session.expires_at and is_gone(session, machine):
+    if time.time() > session.expires_at and not past_end and is_gone(session, machine):
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
         raise Unreachable(
             f"the machine of {session.name!r} reached its expiry at {at}, and ended",

@@ -352,6 +352,10 @@ class Store:
                     session.id, *values.values(),
                 )  # fmt: skip
 
+    def ended(self, session: Session, at: float) -> None:
+        """All of its machines have ended then."""
+        self._write("UPDATE machines SET ended_at = ? WHERE session = ? AND ended_at IS NULL", at, session.id)
+
     def pin(self, session: Session, machine: MachineRow, host_key: str) -> None:
         """Records the host key that a machine has to show from now on; during a rotation two, a line each."""
         self._write("UPDATE machines SET host_key = ? WHERE session = ? AND id = ?", host_key, session.id, machine.id)
@@ -425,7 +429,7 @@ class Store:
 
     def is_kept(self, session: Session, job: Job) -> bool:
         """Whether what it began with is kept, so that it can go on elsewhere."""
-        return (session.folder / KEPT / str(job.number)).exists()
+        return (session.folder / KEPT / str(job.number) / "job.json").exists()
 
     def reread(self, job: Job) -> Job:
         """The job as the record has it now."""
@@ -510,8 +514,11 @@ class Store:
     def holder(self, name: str) -> str:
         """The command that holds that name's lock; empty where none does."""
         try:
-            with (self.folder / "locks" / f"{name}.lock").open("r") as file:
-                return _held(file) or ""
+            with (self.folder / "locks" / f"{name}.lock").open("r+") as file:
+                holder = _held(file)
+                if holder is None:
+                    file.truncate(0)  # of one that was killed: who comes now would take its note for ours
+                return holder or ""
         except OSError:
             return ""
 

@@ -29,6 +29,7 @@ from orchestrator.worktree import Tree, digest_of, every_file
 
 MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
 OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "usage.jsonl"})  # of a results folder
+SLOW = 50e6  # bytes a second, of a disk that is in no hurry
 SMALL = 1 << 16  # bytes: files up to this size travel many to a frame
 Say = Callable[[str], None]
 Tell = Callable[[dict[str, Any]], None]  # how a transfer does, as a Watcher's `progress` takes it
@@ -78,7 +79,8 @@ def push(wire: Wire, tree: Tree, tell: Tell | None = None) -> Pushed:
 
     A file that was half sent goes on from there; where what is there turns out wrong, it is sent as a whole.
     """
-    answer = wire.call("missing", tree=tree.id, digests=list(tree.sizes))
+    read_s = sum(tree.sizes.values()) / SLOW  # after its start the machine reads what it has
+    answer = wire.call("missing", patience_s=read_s, tree=tree.id, digests=list(tree.sizes))
     with understood():
         if answer["tree"]:
             return Pushed(tree.id, len(tree.entries), 0, 0)

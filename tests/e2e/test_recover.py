@@ -195,7 +195,12 @@ def test_with_its_client_killed_its_code_edited_and_its_time_over_a_lost_job_goe
     over = cli("recover", code=7)
     assert "reached its expiry" in over.err and "`orchestrate recover s --ttl 4h`" in over.err
     assert cloud.machines() == []
-    cli("recover", "--ttl", "1h")
+    cloud.sell_out("alicloud * *")
+    sold_out = cli("recover", "--ttl", "1h", code=3)
+    assert "no machine is left" in sold_out.err and "`orchestrate recover s` tries again" in sold_out.err
+    assert cloud.machines() == []
+    cloud.store.alter("sold out", [], lambda gone: [])
+    cli("recover")
     assert logged(cli) == ALL
     (machine,) = cloud.machines()
     assert machine.expires_at and machine.expires_at > time.time() + 1800
@@ -314,7 +319,6 @@ def test_local_machines_that_are_lost_are_said_by_status_and_started_again(count
     wait_for(cli, process, eventually, nodes=3)
     kept = folder / "machine-1/home/.orchestrate/jobs/0001/job.json"
     before = kept.stat().st_ino
-    shutil.rmtree(folder / "machine-2", ignore_errors=True)
     end(cli, 2)
     shutil.rmtree(folder / "machine-2", ignore_errors=True)
     for server in (one for one in processes.of_machine(machine_id(cli, 1)) if is_server(one.command)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,13 +97,16 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The notice of a machine that has been replaced is no word on the next one."""
-    job = replace(store.add_job(session, "r", "true", [], tmp_path), state="lost", reason="preempted: the cloud")
+    job = store.add_job(session, "r", "true", [], tmp_path)
+    store.update_job(job, state="lost", reason="preempted: the cloud")
+    job = store.reread(job)
     replaced: list[list[str]] = []
     tries: list[Any] = [Unreachable("gone too"), TransferIncomplete("a file changed while it was sent"), job]
     gone: list[list[str]] = [[], ["b"], []]
     monkeypatch.setattr(recovery, "is_gone", lambda session, machine: machine.id in gone[0])
     monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: ([], []))
     monkeypatch.setattr(recovery, "PAUSE_S", 0)
+    monkeypatch.setattr(lifecycle.Fleet, "refresh", lambda *_: None)  # the machine knows nothing of it
 
     def anew(store: Store, session: Session, config: Any, lost: list[MachineRow], *_: Any) -> Session:
         replaced.append([one.id for one in lost])
@@ -312,3 +316,71 @@ def test_an_end_that_was_moved_meanwhile_is_seen(store: Store, session: Session)
     assert recovery.as_extended(store, session).expires_at == 2e12
     store.set_state(session, "closed")
     assert recovery.as_extended(store, session) is session
+
+
+def test_nothing_is_rented_for_a_job_that_could_not_begin(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(store.add_job(session, "r", "true", [], tmp_path), state="lost")
+    config = Config(secrets=("NOT_SET_HERE",))
+    monkeypatch.setattr(recovery, "is_gone", lambda *_: True)
+    monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: pytest.fail("it was stopped elsewhere"))
+    monkeypatch.setattr(recovery, "anew", lambda *_: pytest.fail("a machine was made"))
+    with pytest.raises(UsageError, match="NOT_SET_HERE"):
+        recovery.begin_again(store, session, config, ["true"], job, Told())  # type: ignore[arg-type]
+
+
+def test_a_job_that_its_machine_has_begun_again_itself_is_not_begun_once_more(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = store.add_job(session, "r", "true", [], tmp_path)
+    store.update_job(job, state="lost", pulled=1)
+    monkeypatch.setattr(recovery, "is_gone", lambda *_: False)
+    monkeypatch.setattr(recovery, "start", lambda *_, **__: pytest.fail("it ran twice"))
+    monkeypatch.setattr(
+        lifecycle.Fleet, "refresh", lambda self, store, jobs: store.update_job(jobs[0], state="succeeded", pulled=0)
+    )
+    _, now = recovery.begin_again(store, session, Config(), None, store.reread(job), Told())  # type: ignore[arg-type]
+    assert now.state == "succeeded" and not now.pulled
+
+
+def test_a_machine_that_was_made_anew_and_not_made_ready_is_made_so(
+    store: Store, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_ready: list[str] = []
+    monkeypatch.setattr(recovery, "prepare", lambda store, session, *_: made_ready.append(session.state))
+    assert recovery.prepared(store, session, Config(), Told()) is session and made_ready == []  # type: ignore[arg-type]
+    store.set_state(session, "creating")
+    assert recovery.prepared(store, session, Config(), Told()).state == "ready"  # type: ignore[arg-type]
+    assert made_ready == ["creating"]
+
+
+@pytest.mark.parametrize("error", [OrchestrateError("sold out"), KeyboardInterrupt()])
+def test_where_no_other_machine_can_be_had_the_session_stays_for_the_next_try(
+    store: Store, session: Session, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(recovery, "end_machines", lambda session, *_: ended.append(session.name))
+    store.set_state(session, "creating")
+    fails: Any = recovery.ended_where_it_fails(store, session, {"local": None}, Told())  # type: ignore[arg-type, dict-item]
+    with pytest.raises((OrchestrateError, KeyboardInterrupt)) as raised, fails:
+        raise error
+    assert ended == ["s"] and store.pick("s").state == "ready"
+    if isinstance(raised.value, OrchestrateError):
+        assert raised.value.exit_code == 3 and "`orchestrate recover s` tries again" in raised.value.hint
+
+
+def test_more_time_is_counted_from_what_was_spent_and_not_from_when_the_machine_ended(
+    store: Store, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    opened = store.open_session("t", "aliyun", now - 10 * 3600, budget=15)
+    store.set_state(opened, "ready")
+    store.add_machines(opened, [machine("x", now - 18 * 3600)])  # at 1 an hour, for 8 hours
+    monkeypatch.setattr(recovery, "is_gone", lambda *_: True)
+    monkeypatch.setattr(recovery, "load_cloud", lambda *_: SimpleNamespace(keeps_disk=False))
+    with pytest.raises(UsageError, match=r"may cost 16\.00, and its budget is 15"):
+        recovery.with_more_time(store, store.pick("t"), now + 8 * 3600)
+    longer = recovery.with_more_time(store, store.pick("t"), now + 4 * 3600)
+    assert longer.expires_at > now and [one.id for one in longer.machines] == ["x"]
+    assert longer.cost(now) == pytest.approx(8)
