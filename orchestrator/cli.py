@@ -416,8 +416,8 @@ def status(
             watcher.say(f"no session is open. `orchestrate up` makes one{some}")
             return
         from orchestrator import visit
-        from orchestrator.extension import moment
         from orchestrator.report import clean, sessions_table
+        from orchestrator.session import moment
 
         seen = [visit.look(records, session) for session in sessions]
         if as_json:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from infra import provider
 from orchestrator import quantities as q
 from orchestrator.errors import OrchestrateError, UsageError
-from orchestrator.session import connect, load_cloud, mapped
+from orchestrator.session import connect, load_cloud, mapped, moment
 from orchestrator.store import Session, Store
 from orchestrator.watch import Watcher
 
@@ -93,11 +93,6 @@ def move_guards(session: Session, cloud: provider.Cloud, until: float) -> None:
     for machine in session.machines:
         with connect(session, machine) as host:
             host.run(cloud.guard(until))
-
-
-def moment(seconds: float) -> str:
-    """A time here, in words."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def parse_ttl(text: str) -> int:

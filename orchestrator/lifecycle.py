@@ -41,6 +41,7 @@ from orchestrator.session import (
     keys,
     load_cloud,
     mapped,
+    moment,
     said_where_gone,
     seeded_key,
 )
@@ -133,8 +134,9 @@ def again(store: Store, session: Session, config: Config, clouds: Clouds, watche
         store.extend(session, time.time() + config.resources.expiry)
         session = store.pick(session.name)
         session = create(store, session, clouds, config, propose(clouds, session.name, config), watcher)
-    ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
-    watcher.say(f"{session.name} is up already, as it was made, until {ends}; checking that it is ready")
+    watcher.say(
+        f"{session.name} is up already, as it was made, until {moment(session.expires_at)}; checking that it is ready"
+    )
     prepare(store, session, config, cloud, watcher)
     return session
 
@@ -336,8 +338,9 @@ def check(
     """The machines, checked to be ready, and what is to be sent to them."""
     cloud, gpus = load_cloud(session.provider, session.simulated), config.resources.request().gpus
     if time.time() > session.expires_at:
-        ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
-        watcher.say(f"warning: the machine should have ended at {ends}, and may end at any moment")
+        watcher.say(
+            f"warning: the machine should have ended at {moment(session.expires_at)}, and may end at any moment"
+        )
     say = [watcher.say for watcher in fleet.watchers(watcher)]
 
     def look(node: int, host: Host) -> bootstrap.Ready:

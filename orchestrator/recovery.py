@@ -27,7 +27,6 @@ from orchestrator.errors import (
     Unreachable,
     UsageError,
 )
-from orchestrator.extension import moment
 from orchestrator.fleet import Fleet
 from orchestrator.homecoming import bring_rest_home
 from orchestrator.interrupts import one_interrupt
@@ -40,7 +39,7 @@ from orchestrator.lifecycle import (
     start,
 )
 from orchestrator.market import Clouds, allowed, propose
-from orchestrator.session import held, is_gone, keys, load_cloud, mapped, seeded_key, taken_down
+from orchestrator.session import held, is_gone, keys, load_cloud, mapped, moment, seeded_key, taken_down
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
 from orchestrator.wire import MachineError

@@ -43,9 +43,8 @@ def connect(session: Session, machine: MachineRow | None = None, past_end: bool 
             f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
         )
     if time.time() > session.expires_at and not past_end and is_gone(session, machine):
-        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.expires_at))
         raise Unreachable(
-            f"the machine of {session.name!r} reached its expiry at {at}, and ended",
+            f"the machine of {session.name!r} reached its expiry at {moment(session.expires_at)}, and ended",
             f"`orchestrate up {session.name}` starts it again, with the disk that it had"
             if load_cloud(session.provider, session.simulated).keeps_disk
             else f"`orchestrate down {session.name}` says what came home of it, and closes the session",
@@ -54,6 +53,11 @@ def connect(session: Session, machine: MachineRow | None = None, past_end: bool 
     return Host(
         machine.host, machine.port, machine.user, key, machine.host_key, lambda: is_gone(session, machine)
     )  # fmt: skip
+
+
+def moment(seconds: float) -> str:
+    """A time here, in words."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def is_gone(session: Session, machine: MachineRow) -> bool:

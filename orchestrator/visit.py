@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from orchestrator import homecoming, jobs, sync
 from orchestrator.errors import Locked, OrchestrateError, UsageError
-from orchestrator.extension import moment
 from orchestrator.fleet import Fleet
 from orchestrator.homecoming import bring_home, coming_home
-from orchestrator.session import said_where_gone
+from orchestrator.session import moment, said_where_gone
 from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
