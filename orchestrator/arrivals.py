@@ -1,7 +1,7 @@
 """Files on their way into a results folder: aside under names of their own until they are whole and checked.
 
 Folders are opened one by one relative to the one above, and never through a link. What was cut off stays aside for the
-next pull, named after the path and the digest that it was to have, and is checked as a whole once it is.
+next pull, named after the path and its mark on the machine, and is checked as a whole once it is.
 
 A file that is whole has its place at once, but for one that is to replace another: it waits until all are on the disk,
 as they are before a pull ends. So a power cut leaves what earlier pulls have brought, as it was or as it is now; a new
@@ -65,8 +65,8 @@ class Arrivals:
             os.close(self.root)
 
     def begun(self, wanted: dict[str, str]) -> dict[str, int]:
-        """How many bytes of these (digests by path) are here; what else is aside is of no use any more, and goes."""
-        names = {aside_name(path, digest): path for path, digest in wanted.items()} if os.listdir(self.aside) else {}
+        """How many bytes of these (marks by path) are here; what else is aside is of no use any more, and goes."""
+        names = {aside_name(path, mark): path for path, mark in wanted.items()} if os.listdir(self.aside) else {}
         sizes = {}
         for name in os.listdir(self.aside):
             if name in names:
@@ -75,13 +75,13 @@ class Arrivals:
                 os.unlink(name, dir_fd=self.aside)
         return sizes
 
-    def begin(self, path: str, digest: str, limit: int, offset: int = 0) -> Partial:
+    def begin(self, path: str, mark: str, limit: int, offset: int = 0) -> Partial:
         """A file of at most `limit` bytes, of which `offset` are here; its path is a `safe` one.
 
         Raises Refused where a link is in the way.
         """
         self.place(path)
-        own_name = aside_name(path, digest) if limit >= RESUMED else SMALL
+        own_name = aside_name(path, mark) if limit >= RESUMED else SMALL
         return Partial(self.aside, path, own_name, limit, offset)
 
     def take(self, path: str, sha256: str, content: memoryview) -> None:
@@ -184,11 +184,11 @@ class Partial:
             begin_sync(self.file.fileno(), self.early, self.size - self.early)
             self.early = self.size
 
-    def is_whole(self, *digests: str) -> bool:
-        """Whether what came has that digest; each of them, where there are several."""
+    def is_whole(self, digest: str) -> bool:
+        """Whether what came has that digest."""
         self.file.truncate(self.size)
         self.sha256 = self.got.hexdigest()
-        return all(digest == self.sha256 for digest in digests)
+        return digest == self.sha256
 
     def finish(self, arrivals: Arrivals) -> None:
         """It is whole, and checked."""
@@ -220,9 +220,9 @@ def is_there(name: str, folder: int) -> bool:
     return True
 
 
-def aside_name(path: str, digest: str) -> str:
-    """What a file is called until it is whole. Two of equal content are two."""
-    return hashlib.sha256(os.fsencode(path) + b"\0" + os.fsencode(digest)).hexdigest()
+def aside_name(path: str, mark: str) -> str:
+    """What a file is called until it is whole."""
+    return hashlib.sha256(os.fsencode(path) + b"\0" + os.fsencode(mark)).hexdigest()
 
 
 # ---- the disk ------------------------------------------------------------------------------------------------------

@@ -193,6 +193,43 @@ def written(results: Path) -> list[str]:
     return [name for name in names if name not in OWN_FILES and not re.match(r"node-\d+/|\.", name)]
 
 
+@dataclass(frozen=True)
+class There:
+    """A file on the machine: its digest is empty where it wasn't read for that; its mark is another once it is."""
+
+    size: int
+    digest: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a job has written, by path; what of that isn't taken; and as of when, by the machine's clock."""
+
+    files: dict[str, There]
+    skipped: list[str]
+    at: float
+
+
+def manifest_of(wire: Wire, job: int, patterns: list[str], read: dict[str, int] | None = None) -> Manifest:
+    """Asks the machine, which reads those files (bytes by path) for their digests.
+
+    Raises MachineError, TransferIncomplete, Refused, Unreachable.
+    """
+    patience_s = sum(read.values()) / SLOW if read else 0
+    answer = wire.call("manifest", patience_s, job=job, patterns=patterns, read=list(read or {}))
+    with understood():
+        if len(answer["files"]) > MAX_FILES:
+            raise TransferIncomplete(
+                f"the job's outputs are {len(answer['files']):,} files; at most {MAX_FILES:,} are taken",
+                "name fewer under `outputs:`, or pack them into an archive in the job",
+            )
+        found = {safe(path): There(int(size), str(digest), str(mark)) for path, size, digest, mark in answer["files"]}
+        ours = [path for path in found if path in OWN_FILES or path.split("/")[0] == ASIDE]
+        files = {path: file for path, file in found.items() if path not in ours}
+        return Manifest(files, [*map(str, answer["skipped"]), *ours], float(answer.get("at", 0)))
+
+
 def together(one: Pulled, other: Pulled, prefix: str) -> Pulled:
     """Both, the other's paths below `prefix`."""
     return Pulled(
@@ -218,38 +255,37 @@ class Outputs:
         brought it didn't come to its end. Raises TransferIncomplete, Refused, Unreachable.
         """
         with locked(self.folder) as folder:
-            manifest = wire.call("manifest", job=job, patterns=patterns)
-            with understood():
-                if len(manifest["files"]) > MAX_FILES:
-                    raise TransferIncomplete(
-                        f"the job's outputs are {len(manifest['files']):,} files; at most {MAX_FILES:,} are taken",
-                        "name fewer under `outputs:`, or pack them into an archive in the job",
-                    )
-                wanted = {safe(path): (int(size), str(digest)) for path, size, digest, _ in manifest["files"]}
-                marks = {path: str(mark) for path, _, _, mark in manifest["files"]}
-                ours = {path for path in wanted if path in OWN_FILES or path.split("/")[0] == ASIDE}
-                skipped, at = [*map(str, manifest["skipped"]), *ours], float(manifest.get("at", 0))
-            for path in ours:
-                del wanted[path]
-            new = [path for path, (_, digest) in wanted.items() if not self.holds(path, digest)]
+            there = manifest_of(wire, job, patterns)
+            if unsure := {path: file.size for path, file in there.files.items() if self.may_hold(path, file)}:
+                there = manifest_of(wire, job, patterns, unsure)
+            wanted = {path: file for path, file in there.files.items() if not self.holds(path, file)}
             brought = 0
             try:
-                if new:
-                    brought = self.receive(wire, job, {path: (*wanted[path], marks[path]) for path in new}, final, tell)
+                if wanted:
+                    brought = self.receive(wire, job, wanted, final, tell)
                 elif final:
                     sync_all(folder)
             except OSError as error:
                 raise cannot_take(self.folder, error) from error
-            return Pulled(wanted, len(new), brought, skipped, at)
+            files = {path: (file.size, file.digest or self.have.get(path, "")) for path, file in there.files.items()}
+            return Pulled(files, len(wanted), brought, there.skipped, there.at)
 
-    def holds(self, path: str, digest: str) -> bool:
+    def may_hold(self, path: str, file: There) -> bool:
+        """Whether the file has to be read there to tell whether home has it."""
+        with contextlib.suppress(OSError):
+            info = os.lstat(f"{self.folder}/{path}")
+            return not file.digest and stat.S_ISREG(info.st_mode) and info.st_size == file.size
+        return False
+
+    def holds(self, path: str, file: There) -> bool:
         """Whether home has that content under that path already."""
-        if self.have.get(path) == digest:
+        if file.digest and self.have.get(path) == file.digest:
             return True
         target = f"{self.folder}/{path}"
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.lstat(target).st_mode) and digest_of(target)[0] == digest:
-                self.have[path] = digest
+            info = os.lstat(target)
+            if stat.S_ISREG(info.st_mode) and info.st_size == file.size and digest_of(target)[0] == file.digest:
+                self.have[path] = file.digest
                 return True
         return False
 
@@ -262,24 +298,22 @@ class Outputs:
                 "free some space, then `orchestrate pull`; the machine is kept",
             )
 
-    def receive(
-        self, wire: Wire, job: int, wanted: dict[str, tuple[int, str, str]], final: bool, tell: Tell | None
-    ) -> int:
-        """Takes these files, (size, digest, mark) by path; returns how many bytes came. Raises OSError too.
+    def receive(self, wire: Wire, job: int, wanted: dict[str, There], final: bool, tell: Tell | None) -> int:
+        """Takes these files; returns how many bytes came. Raises OSError too.
 
         One that was cut off before goes on; where that turns out wrong, it comes as a whole.
         """
         total = 0
         with Arrivals(self.folder) as arrivals:
-            begun = arrivals.begun({path: digest for path, (_, digest, _) in wanted.items()})
-            begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path][0]}
-            needed = sum(size for size, _, _ in wanted.values()) - sum(begun.values())
+            begun = arrivals.begun({path: file.mark for path, file in wanted.items()})
+            begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path].size}
+            needed = sum(file.size for file in wanted.values()) - sum(begun.values())
             self.check_space(needed)
             meter = Meter(f"from the machine: {self.folder.name}", needed, tell)
             try:
                 while wanted:
                     stream = Incoming(arrivals, wanted, begun, final)
-                    asked = [(path, begun.get(path, 0), digest, mark) for path, (_, digest, mark) in wanted.items()]
+                    asked = [(path, begun.get(path, 0), file.digest, file.mark) for path, file in wanted.items()]
                     total += stream.take(wire.get(job, asked), meter)
                     wanted, begun = {path: wanted[path] for path in stream.wrong}, {}
             finally:
@@ -291,9 +325,7 @@ class Outputs:
 class Incoming:
     """The answer to one `get`, file by file. What isn't of its form, or wasn't asked for, is Refused."""
 
-    def __init__(
-        self, arrivals: Arrivals, wanted: dict[str, tuple[int, str, str]], begun: dict[str, int], final: bool
-    ) -> None:
+    def __init__(self, arrivals: Arrivals, wanted: dict[str, There], begun: dict[str, int], final: bool) -> None:
         self.arrivals, self.wanted, self.begun, self.final = arrivals, wanted, begun, final
         self.left = set(wanted)
         self.partial: Partial | None = None  # the large file that is coming
@@ -352,7 +384,7 @@ class Incoming:
 
     def check_size(self, path: str, size: int) -> None:
         """Raises TransferIncomplete for a file that has grown or shrunk since the manifest, at the end."""
-        if self.final and size != self.wanted[path][0]:
+        if self.final and size != self.wanted[path].size:
             raise otherwise(path)
 
     def head(self, head: dict[str, Any]) -> None:
@@ -367,7 +399,7 @@ class Incoming:
             if offset not in (0, self.begun.get(path, 0)):
                 raise ValueError(offset)
         self.check_size(path, size)
-        self.partial = self.arrivals.begin(path, self.wanted[path][1], size, offset)
+        self.partial = self.arrivals.begin(path, self.wanted[path].mark, size, offset)
 
     def data(self, data: bytes) -> None:
         """The next bytes of a large file, or the content of a pack."""
@@ -380,7 +412,7 @@ class Incoming:
         for path, size, digest in pack:
             content, rest = rest[:size], rest[size:]
             sha256 = hashlib.sha256(content).hexdigest()
-            if sha256 == digest and (not self.final or digest == self.wanted[path][1]):
+            if sha256 == digest and self.is_expected(path, digest):
                 self.arrivals.take(path, sha256, content)
             elif self.final:
                 raise otherwise(path)  # else it changed while it was read; the next pull brings it
@@ -392,14 +424,20 @@ class Incoming:
         if head["digest"] is None and not self.final:  # it changed while it was read; the next pull brings it
             self.partial.drop()
             self.partial = None
+        elif head.get("changed") and self.final:
+            raise otherwise(self.partial.path)
         else:
             self.finish(str(head["digest"]))
+
+    def is_expected(self, path: str, digest: str) -> bool:
+        """Whether a file may have that digest: at the end only the manifest's, if that knew it."""
+        return not self.final or self.wanted[path].digest in ("", digest)
 
     def finish(self, digest: str) -> None:
         """Checks a file that has come. Raises TransferIncomplete."""
         partial, self.partial = self.partial, None
         assert partial is not None
-        if partial.is_whole(digest, self.wanted[partial.path][1]) if self.final else partial.is_whole(digest):
+        if partial.is_whole(digest) and self.is_expected(partial.path, digest):
             partial.finish(self.arrivals)
             return
         partial.drop()

@@ -469,15 +469,16 @@ def outputs() -> Any:
 
 def op_manifest(request: Facts) -> Facts:
     """The files that the patterns name below the job's folder; see `outputs.py`."""
-    return dict(outputs().manifest(os.path.join(folder_of(request), "work"), request["patterns"]))
+    work = os.path.join(folder_of(request), "work")
+    return dict(outputs().manifest(work, request["patterns"], set(request.get("read", []))))
 
 
 def op_get(request: Facts) -> None:
     """Streams files of the job's folder; E at the end. Each is asked for as [path, offset, digest, mark].
 
-    J {"path", "size", "offset"}, D..., J {"digest"}: one, from the offset on that was asked for (those bytes are at
-    home), or from 0 where it is no longer what the mark says. The digest is of the whole file as it was read; null
-    where it changed meanwhile.
+    J {"path", "size", "offset"}, D..., J {"digest", "changed"}: one, from the offset on that was asked for (those bytes
+    are at home), or from 0 where it is no longer what the mark says. The digest is of the whole file as it was read;
+    null where one was asked for with its digest, and changed meanwhile.
     J {"pack": [[path, size, digest]...]}, D: many small ones, one after the other.
     J {"path", "gone"}: one that can't be read.
     """
@@ -496,7 +497,11 @@ def op_get(request: Facts) -> None:
                 send_file(name, file, info, offset, digest, squeeze)
                 continue
             data = os.read(file, info.st_size)
-            pack.append((name, data, digest or hashlib.sha256(data).hexdigest()))
+            if not digest:
+                digest = hashlib.sha256(data).hexdigest()
+                if len(data) == info.st_size:
+                    written.remember(info, digest)
+            pack.append((name, data, digest))
             packed += len(data)
         except OSError as error:
             send_json({"path": name, "gone": error.strerror})
@@ -520,20 +525,24 @@ def send_pack(pack: list[tuple[str, bytes, str]], squeeze: bool) -> None:
 
 def send_file(name: str, file: int, info: os.stat_result, offset: int, digest: str, squeeze: bool) -> None:
     """Sends the file as large as it is now, from the offset on. With `digest`, it isn't hashed once more."""
-    mark = outputs().mark
+    written = outputs()
     send_json({"path": name, "size": info.st_size, "offset": offset})
-    got, at = hashlib.sha256(), offset
-    os.lseek(file, offset, os.SEEK_SET)
+    got, at = hashlib.sha256(), 0
+    if digest:
+        at = os.lseek(file, offset, os.SEEK_SET)
     while at < info.st_size:
-        chunk = os.read(file, min(CHUNK, info.st_size - at))
+        chunk = os.read(file, min(CHUNK, (offset if at < offset else info.st_size) - at))
         if not chunk:
             break
         if not digest:
             got.update(chunk)
-        send_data(chunk, squeeze)
+        if at >= offset:
+            send_data(chunk, squeeze)
         at += len(chunk)
-    changed = mark(os.fstat(file)) != mark(info)
-    send_json({"digest": got.hexdigest() if not digest else None if changed else digest})
+    changed, read = written.mark(os.fstat(file)) != written.mark(info), got.hexdigest()
+    if not digest and not changed:
+        written.remember(info, read)
+    send_json({"digest": read if not digest else None if changed else digest, "changed": changed})
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------------

@@ -20,41 +20,46 @@ if TYPE_CHECKING:
 digests: Dict[Tuple[int, int, int, int], str] = {}
 
 
-def manifest(work: str, patterns: list[str]) -> dict[str, Any]:
+def manifest(work: str, patterns: list[str], read: set[str]) -> dict[str, Any]:
     """The regular files that the patterns name below the folder, [[path, size, digest, mark]], and as of when.
 
-    The mark is another once the file is. Links are never followed, neither as files nor as folders; they, and whatever
-    else isn't a file, are in `skipped`.
+    The digest is empty where the file would have to be read for it, and isn't among those that are to be. The mark is
+    another once the file is. Links are never followed, neither as files nor as folders; they, and whatever else isn't
+    a file, are in `skipped`.
     """
     found: List[List[Any]] = []
     skipped: List[str] = []
     at = time.time()
     for name in files(work, patterns, skipped):
+        path = name[len(work) + 1 :]
         try:
             info = os.lstat(name)
-            digest = digest_of(name, info)
+            digest = known(info) or (read_digest(name, info) if path in read else "")
         except FileNotFoundError:  # renamed or removed meanwhile
             continue
         except OSError:
             skipped.append(name)
             continue
-        found.append([name[len(work) + 1 :], info.st_size, digest, mark(info)])
+        found.append([path, info.st_size, digest, mark(info)])
     left_out = sorted({os.path.relpath(name, work) for name in skipped})
     return {"files": sorted(found), "skipped": left_out, "at": at}
 
 
-def digest_of(name: str, info: os.stat_result) -> str:
-    """Its sha256. Raises OSError."""
-    digest = known(info)
-    if not digest:
-        digest = hash_file(name, info.st_size)
-        if time.time_ns() - info.st_mtime_ns > 2 * 10**9:  # else it may be written once more in the same tick
-            digests[(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)] = digest
+def read_digest(name: str, info: os.stat_result) -> str:
+    """Its sha256, read off the file. Raises OSError."""
+    digest = hash_file(name, info.st_size)
+    remember(info, digest)
     return digest
 
 
+def remember(info: os.stat_result, digest: str) -> None:
+    """That is the digest of a file which was so before it was read."""
+    if time.time_ns() - info.st_mtime_ns > 2 * 10**9:  # else it may be written once more in the same tick
+        digests[(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)] = digest
+
+
 def known(info: os.stat_result) -> str:
-    """The digest of what was hashed before and hasn't changed; else an empty text."""
+    """The digest of what was read before and hasn't changed; else an empty text."""
     return digests.get((info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns), "")
 
 

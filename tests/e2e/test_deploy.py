@@ -74,8 +74,10 @@ class Foreground:
     def __init__(self, cli: Cli, *words: str) -> None:
         self.process = cli.start(*words)
         self.said = ""
-        for pipe in (self.process.stdout, self.process.stderr):
-            threading.Thread(target=self._read, args=[pipe], daemon=True).start()
+        pipes = (self.process.stdout, self.process.stderr)
+        self.readers = [threading.Thread(target=self._read, args=[pipe], daemon=True) for pipe in pipes]
+        for reader in self.readers:
+            reader.start()
 
     def _read(self, pipe: Any) -> None:
         for line in pipe:
@@ -89,10 +91,17 @@ class Foreground:
             time.sleep(0.05)
         return found[1]
 
+    def wait(self) -> int:
+        """The exit code, once all that it said is read."""
+        code = self.process.wait(timeout=90)
+        for reader in self.readers:
+            reader.join(timeout=60)
+        return code
+
     def interrupt(self) -> int:
         """Ctrl-C, and the exit code."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=90)
+        return self.wait()
 
 
 def predict(url: str) -> dict[str, Any]:
@@ -331,5 +340,5 @@ def test_port_ends_with_the_machine(cli: Cli) -> None:
     command = Foreground(cli, "port", "8888", "--local", "0")
     command.until("(is here)")
     cli("down", "--yes")
-    assert command.process.wait(timeout=60) == OrchestrateError.exit_code
+    assert command.wait() == OrchestrateError.exit_code
     assert "was taken down" in command.said

@@ -442,6 +442,47 @@ def test_a_small_file_that_changes_while_it_is_read_comes_the_next_time(results:
     assert everything(results) == {"outputs/a": DATA}
 
 
+@pytest.mark.parametrize("final", [True, False])
+def test_a_large_file_that_changes_while_it_is_read_is_not_the_last_word(results: Path, final: bool) -> None:
+    unread = manifest(["outputs/a", len(DATA), "", "mark"])
+    wire = false_wire(unread, stream(*sent("outputs/a")[:2], j({"digest": digest(DATA), "changed": True})))
+    if final:
+        with pytest.raises(TransferIncomplete, match="arrived otherwise"):
+            Outputs(results).pull(wire, 1, ["outputs"], final)
+        assert everything(results) == {}
+    else:  # such as a log: it always does
+        assert Outputs(results).pull(wire, 1, ["outputs"], final).files == {"outputs/a": (len(DATA), digest(DATA))}
+        assert everything(results) == {"outputs/a": DATA}
+
+
+def test_what_is_not_at_home_is_read_once_on_the_machine(
+    machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest doesn't wait for a digest; one that home may have is read for it."""
+    machine.ran(1, "cd outputs; head -c 3000000 /dev/urandom > large; echo small > small")
+    for name in ("large", "small"):
+        os.utime(machine.folder(1) / "work/outputs" / name, (1e9, 1e9))
+    (results / "outputs").mkdir()
+    (results / "outputs/small").write_text("SMALL\n")  # of the same size
+    asked: list[dict[str, Any]] = []
+    call = machine.wire.call
+    monkeypatch.setattr(
+        machine.wire, "call", lambda op, *a, **more: asked.append({"op": op, **more}) or call(op, *a, **more)
+    )
+    pulled = Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
+    assert [(one["op"], one.get("read", one.get("files"))) for one in asked[:2]] == [
+        ("manifest", []),
+        ("manifest", ["outputs/small"]),
+    ]
+    assert {path: bool(sha256) for path, _, sha256, _ in asked[2]["files"]} == {
+        "outputs/large": False,
+        "outputs/small": True,
+    }
+    assert everything(results) == everything(machine.folder(1) / "work")
+    there = call("manifest", job=1, patterns=["outputs"], read=[])["files"]  # it knows them by now
+    assert {path: (size, sha256) for path, size, sha256, _ in there} == pulled.files
+
+
 def test_a_pull_brings_each_file_once(machine: Machine, results: Path) -> None:
     long = "数" * 85
     machine.ran(
@@ -458,7 +499,7 @@ def test_a_pull_brings_each_file_once(machine: Machine, results: Path) -> None:
     channel.sendall = lambda data: (requests.append(bytes(data)), send(data))
     for again in (outputs, Outputs(results)):
         assert again.pull(machine.wire, 1, ["outputs"], final=True).new_files == 0
-    assert len(requests) == 2 and all(b'"manifest"' in request for request in requests)
+    assert len(requests) <= 4 and all(b'"manifest"' in request for request in requests)  # two where it reads them
 
 
 def test_a_pulled_file_is_replaced_whole(machine: Machine, results: Path) -> None:
