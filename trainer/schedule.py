@@ -3,10 +3,20 @@
 import math
 
 from trainer.config import TrainConfig
+from trainer.errors import BadConfig
 
 # One-cycle as torch's OneCycleLR has it (after Smith, 2018): up in three tenths of the steps, from a 25th, down to next
 # to nothing.
 RISE, START, END = 0.3, 1 / 25, 1 / 250_000
+
+
+def check(config: TrainConfig) -> None:
+    """Raises BadConfig where the rate would still rise when the run is over."""
+    if config.warmup > config.epochs:
+        raise BadConfig(
+            f"--warmup {config.warmup:g} is longer than the run, --epochs {config.epochs}",
+            "Both are counted in epochs; a part of one will do, e.g. --warmup 0.5.",
+        )
 
 
 def rate(config: TrainConfig, step: int, batches: int) -> float:

@@ -31,6 +31,7 @@ from trainer import (
     optim,
     runfiles,
     runs,
+    schedule,
     telling,
     tracing,
     usage,
@@ -86,6 +87,7 @@ def say_line(line: str) -> None:
 def train(config: TrainConfig, stop: StopSignals | None = None, say: Callable[[str], None] = say_line) -> Summary:
     """Train as `config` says, or go on from the checkpoint in its folder. Raises TrainerError."""
     with distributed.recorded():
+        schedule.check(config)
         world = distributed.from_environment()
         where = device.pick(config.device, world.local_rank)
         progress = Progress.from_environment() if world.leads else Progress(None)

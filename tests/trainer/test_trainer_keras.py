@@ -17,7 +17,7 @@ import torch
 from browsing import violations
 from exported_runs import ROOT, digits, png, without
 from served_models import serving
-from trainer_runs import Outcome
+from trainer_runs import Outcome, start
 
 from trainer import explain, extras
 from trainer.evaluate import open_run
@@ -47,6 +47,7 @@ def keras_runs(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[P
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
+    assert " 00:00:" not in done.stderr and "absl::" not in done.stderr, "TensorFlow tells of itself"
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
@@ -117,6 +118,21 @@ def test_where_there_is_no_tensorflow_it_says_what_to_install(
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     done = run("train", "--framework", "tensorflow", "--out", tmp_path / "r")
     assert done.code == 2 and "pip install 'orchestrate[tensorflow]'" in done.err
+
+
+def test_what_tensorflow_ends_with_while_it_is_imported_is_seen_and_all_of_it_where_that_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    for name in ("keras", "tensorflow"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(
+            "import os\nos.write(2, b'I0000 so\\nF0000 no AVX\\n')\nos.abort()\n"
+        )
+    words = ("train", "--framework", "tensorflow", "--out", tmp_path / "r")
+    for more, told in (({}, ["F0000 no AVX"]), ({"TF_CPP_MIN_LOG_LEVEL": "0"}, ["I0000 so", "F0000 no AVX"])):
+        process = start(*words, PYTHONPATH=str(tmp_path), **more)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode < 0 and [line for line in err.splitlines() if "0000" in line] == told
 
 
 def test_where_there_is_no_pytorch_what_needs_it_says_so(

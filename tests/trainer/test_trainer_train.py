@@ -179,6 +179,7 @@ def test_a_checkpoint_never_holds_weights_that_are_no_numbers(run, tmp_path, mon
         (["--config", "/nowhere.json"], "cannot read /nowhere.json"),
         (["--out", "/dev/null/run"], "cannot write in the output folder /dev/null/run"),
         (["--no-such-option"], "--no-such-option"),
+        (["--epochs", "2", "--warmup", "2.5"], "--warmup 2.5 is longer than the run, --epochs 2"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_2(run, tmp_path, arguments, told):

@@ -1,8 +1,10 @@
 """LeNet with Keras' layers: made, and taken a step."""
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,44 @@ from trainer.cache import Arrays
 from trainer.config import TrainConfig
 from trainer.errors import MissingDevice
 
+LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+NOISE = "^(WARNING: All log messages before absl|[IW][0-9]{4} )"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what TensorFlow says of itself on stderr while it is imported, unless the user has set how much it says.
+
+    Some of it no setting keeps back. A process of its own sifts it: what ends ours says why all the same.
+    """
+    if LEVEL in os.environ:
+        yield
+        return
+    os.environ[LEVEL] = "2"
+    try:
+        words = ["grep", "-avE", "--line-buffered", NOISE]
+        sieve = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+    except OSError:
+        yield
+        return
+    assert sieve.stdin
+    kept = os.dup(2)
+    os.dup2(sieve.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        sieve.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what was started meanwhile may have it open
+            sieve.wait(5)
+
 
 def settle(config: TrainConfig) -> str:
     """Device, threads, and everything that draws; gives the device's name. Raises MissingDevice."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else it tells of the CPU's instructions
-    import keras  # type: ignore[import-untyped]
-    import tensorflow as tf  # type: ignore[import-untyped]
+    with quiet():
+        import keras  # type: ignore[import-untyped]
+        import tensorflow as tf  # type: ignore[import-untyped]
 
     gpus = tf.config.list_physical_devices("GPU")
     if config.device == "cuda" and not gpus:
