@@ -74,6 +74,14 @@ RestartSec=5
 WantedBy=multi-user.target
 """
 
+# What an SSH session has started gets SIGHUP beside SIGTERM when the machine goes down, says logind, and most trainers
+# die of that half-way through their last checkpoint. The drop-in holds for every session-*.scope: see systemd.unit(5).
+SESSIONS = """\
+[Scope]
+SendSIGHUP=no
+TimeoutStopSec=120
+"""
+
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 REKEY_PATH = "/usr/local/sbin/orchestrate-rekey"
 REKEY = f"""\
@@ -153,6 +161,7 @@ def files(spec: MachineSpec, mirrors: Mirrors, driver: str) -> list[dict[str, st
     written = [
         (GUARD_PATH, "0755", guard),
         ("/etc/systemd/system/orchestrate-guard.service", "0644", GUARD_UNIT),
+        ("/etc/systemd/system/session-.scope.d/10-orchestrate.conf", "0644", SESSIONS),
         ("/etc/ssh/sshd_config.d/10-orchestrate.conf", "0644", f"Port {spec.ssh_port}\n{SSHD}"),
         (REKEY_PATH, "0755", REKEY),
     ]

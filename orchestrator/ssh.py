@@ -251,7 +251,10 @@ class Host:
             raise CommandFailed(argv, code, "\n".join(tail))
 
     def shell(self, argv: list[str], stdin: IO[str], stdout: IO[str]) -> int:
-        """A terminal on the machine, or a command in it; returns its exit code. `argv` empty: a login shell."""
+        """A terminal on the machine, or a command in it; returns its exit code. `argv` empty: a login shell.
+
+        Raises Unreachable.
+        """
         channel = self._open_channel()
         interactive = stdin.isatty()
         if interactive or not argv:
@@ -263,7 +266,10 @@ class Host:
 
         with terminal.raw(stdin) if interactive else contextlib.nullcontext():
             terminal.pump(channel, stdin, stdout)
-        return channel.recv_exit_status()
+        code = channel.recv_exit_status()
+        if code < 0 and not channel.get_transport().is_active():
+            raise Unreachable(f"{self} broke off")
+        return code
 
     def _open_channel(self) -> paramiko.Channel:
         try:

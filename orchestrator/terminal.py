@@ -56,5 +56,5 @@ def _drain(channel: paramiko.Channel, stdout: IO[str]) -> bool:
     while channel.recv_stderr_ready():
         sys.stderr.buffer.write(channel.recv_stderr(1 << 15))
         sys.stderr.flush()
-    over = channel.exit_status_ready() and bool(channel.eof_received)
+    over = channel.exit_status_ready() and bool(channel.eof_received or channel.closed)  # no EOF of a dead connection
     return over and not (channel.recv_ready() or channel.recv_stderr_ready())

@@ -171,6 +171,19 @@ def test_a_machine_that_is_gone_is_said_and_its_results_are_not_given_up(
     assert survivors(cli.home) == [] and not (cli.home / "sessions/s").exists()
 
 
+def test_a_command_over_ssh_ends_where_its_machine_does(cli: Cli) -> None:
+    up(cli)
+    process = cli.start("ssh", "--", "sh", "-c", "echo there; exec sleep 600")
+    assert process.stdout is not None and process.stdout.readline() == b"there\n"
+    os.kill(server_pid(cli), signal.SIGKILL)
+    try:
+        said = process.communicate(timeout=90)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 7 and b"broke off" in said
+    cli("down", "--discard")
+
+
 def test_a_machine_that_expired_is_said(cli: Cli, eventually: Callable[..., Any]) -> None:
     cli.write("orchestrate.yaml", "name: s\n")
     up(cli, "--expiry", "1m")
