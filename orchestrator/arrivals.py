@@ -35,6 +35,7 @@ class Arrivals:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.folders: dict[tuple[str, ...], int] = {}
+        self.made: set[int] = set()  # of these, those that weren't there
         self.settled: dict[str, str] = {}  # digests by path: in their places
         self.waiting: list[tuple[str, str, str]] = []  # to replace others: name aside, path, digest
         self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -104,6 +105,7 @@ class Arrivals:
         if len(self.folders) >= OPEN:
             while self.folders:
                 os.close(self.folders.popitem()[1])
+            self.made.clear()
         return self.inner(tuple(folders), path), name
 
     def inner(self, parts: tuple[str, ...], path: str) -> int:
@@ -116,10 +118,12 @@ class Arrivals:
 
     def step(self, above: int, name: str, path: str) -> int:
         """Opens a folder in another. Raises Refused where it is a link, or a file."""
+        made = False
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, dir_fd=above)
+            made = True
         try:
-            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                 raise
@@ -127,13 +131,16 @@ class Arrivals:
                 f"{shown(path)} would be written through a link or a file in {self.folder}",
                 "move what is in the way, then `orchestrate pull`",
             ) from error
+        if made:
+            self.made.add(folder)
+        return folder
 
     def settle(self, file: int, own_name: str, path: str, sha256: str) -> None:
         """Gives one that is whole, and open as `file`, its place, at the latest in the end. Raises Refused, OSError."""
         into, name = self.place(path)
         if syncfs() is None:
             os.fsync(file)
-        elif is_there(name, into):
+        elif into not in self.made and is_there(name, into):
             if own_name == SMALL:
                 own_name = f"{SMALL}.{len(self.waiting)}"
                 os.rename(SMALL, own_name, src_dir_fd=self.aside, dst_dir_fd=self.aside)

@@ -272,14 +272,18 @@ class Outputs:
 
     def may_hold(self, path: str, file: There) -> bool:
         """Whether the file has to be read there to tell whether home has it."""
+        if file.digest:
+            return False
         with contextlib.suppress(OSError):
             info = os.lstat(f"{self.folder}/{path}")
-            return not file.digest and stat.S_ISREG(info.st_mode) and info.st_size == file.size
+            return stat.S_ISREG(info.st_mode) and info.st_size == file.size
         return False
 
     def holds(self, path: str, file: There) -> bool:
         """Whether home has that content under that path already."""
-        if file.digest and self.have.get(path) == file.digest:
+        if not file.digest:  # it can't be: see `may_hold`
+            return False
+        if self.have.get(path) == file.digest:
             return True
         target = f"{self.folder}/{path}"
         with contextlib.suppress(OSError):
