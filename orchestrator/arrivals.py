@@ -229,7 +229,7 @@ def is_there(name: str, folder: int) -> bool:
 
 def aside_name(path: str, mark: str) -> str:
     """What a file is called until it is whole."""
-    return hashlib.sha256(os.fsencode(path) + b"\0" + os.fsencode(mark)).hexdigest()
+    return hashlib.sha256(os.fsencode(path) + b"\0" + mark.encode(errors="surrogatepass")).hexdigest()
 
 
 # ---- the disk ------------------------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def manifest_of(wire: Wire, job: int, patterns: list[str], read: dict[str, int] 
                 "name fewer under `outputs:`, or pack them into an archive in the job",
             )
         found = {safe(path): There(int(size), str(digest), str(mark)) for path, size, digest, mark in answer["files"]}
-        ours = [path for path in found if path in OWN_FILES or path.split("/")[0] == ASIDE]
+        ours = {path for path in found if path in OWN_FILES or path.split("/")[0] == ASIDE}
         files = {path: file for path, file in found.items() if path not in ours}
         return Manifest(files, [*map(str, answer["skipped"]), *ours], float(answer.get("at", 0)))
 

@@ -455,6 +455,14 @@ def test_a_large_file_that_changes_while_it_is_read_is_not_the_last_word(results
         assert everything(results) == {"outputs/a": DATA}
 
 
+def test_a_mark_may_be_any_text(results: Path) -> None:
+    data = bytes(arrivals.RESUMED)
+    head = j({"path": "outputs/a", "size": len(data)})
+    content = [head, frame(b"D", data), j({"digest": digest(data), "changed": False})]
+    wire = false_wire(manifest(["outputs/a", len(data), "", "\ud800\0"]), stream(*content))
+    assert Outputs(results).pull(wire, 1, ["outputs"], final=True).new_files == 1
+
+
 def test_what_is_not_at_home_is_read_once_on_the_machine(
     machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
