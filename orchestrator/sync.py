@@ -378,7 +378,10 @@ class Incoming:
     def announced(self, head: dict[str, Any]) -> list[tuple[str, int, str]]:
         """What a pack holds."""
         with understood():
-            pack = [(str(path), int(size), str(digest)) for path, size, digest in head["pack"]]
+            pack = [(str(path), int(size), str(digest)) for path, size, digest, *_ in head["pack"]]
+            changed = [str(path) for path, _, _, *more in head["pack"] if any(more)]
+        if changed and self.final:
+            raise otherwise(changed[0])
         for path, size, _ in pack:
             self.asked_for(path)
             if not 0 <= size <= SMALL:

@@ -478,30 +478,31 @@ def op_get(request: Facts) -> None:
 
     J {"path", "size", "offset"}, D..., J {"digest", "changed"}: one, from the offset on that was asked for (those bytes
     are at home), or from 0 where it is no longer what the mark says. The digest is of the whole file as it was read;
-    null where one was asked for with its digest, and changed meanwhile.
-    J {"pack": [[path, size, digest]...]}, D: many small ones, one after the other.
+    null where one was asked for with its digest, and changed meanwhile; `changed` is also what the mark says.
+    J {"pack": [[path, size, digest, changed]...]}, D: many small ones, one after the other.
     J {"path", "gone"}: one that can't be read.
     """
     work, written, squeeze = os.path.join(folder_of(request), "work"), outputs(), request.get("squeeze", True)
     send_json({"ok": {}})
-    pack: list[tuple[str, bytes, str]] = []
+    pack: list[tuple[str, bytes, str, bool]] = []
     packed = 0
     for name, offset, digest, marked in request["files"]:
         file = -1
         try:
             file = os.open(f"{work}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             info = os.fstat(file)
-            if written.mark(info) != marked:
+            changed = written.mark(info) != marked
+            if changed:
                 offset, digest = 0, ""
             if info.st_size > SMALL or offset:
-                send_file(name, file, info, offset, digest, squeeze)
+                send_file(name, file, info, offset, digest, changed, squeeze)
                 continue
             data = os.read(file, info.st_size)
             if not digest:
                 digest = hashlib.sha256(data).hexdigest()
                 if len(data) == info.st_size:
                     written.remember(info, digest)
-            pack.append((name, data, digest))
+            pack.append((name, data, digest, changed))
             packed += len(data)
         except OSError as error:
             send_json({"path": name, "gone": error.strerror})
@@ -516,14 +517,16 @@ def op_get(request: Facts) -> None:
     send(b"E")
 
 
-def send_pack(pack: list[tuple[str, bytes, str]], squeeze: bool) -> None:
+def send_pack(pack: list[tuple[str, bytes, str, bool]], squeeze: bool) -> None:
     if pack:
-        send_json({"pack": [[name, len(data), digest] for name, data, digest in pack]})
-        send_data(b"".join(data for _, data, _ in pack), squeeze)
+        send_json({"pack": [[name, len(data), digest, changed] for name, data, digest, changed in pack]})
+        send_data(b"".join(data for _, data, _, _ in pack), squeeze)
     pack.clear()
 
 
-def send_file(name: str, file: int, info: os.stat_result, offset: int, digest: str, squeeze: bool) -> None:
+def send_file(
+    name: str, file: int, info: os.stat_result, offset: int, digest: str, changed: bool, squeeze: bool
+) -> None:
     """Sends the file as large as it is now, from the offset on. With `digest`, it isn't hashed once more."""
     written = outputs()
     send_json({"path": name, "size": info.st_size, "offset": offset})
@@ -539,7 +542,7 @@ def send_file(name: str, file: int, info: os.stat_result, offset: int, digest: s
         if at >= offset:
             send_data(chunk, squeeze)
         at += len(chunk)
-    changed, read = written.mark(os.fstat(file)) != written.mark(info), got.hexdigest()
+    changed, read = changed or written.mark(os.fstat(file)) != written.mark(info), got.hexdigest()
     if not digest and not changed:
         written.remember(info, read)
     send_json({"digest": read if not digest else None if changed else digest, "changed": changed})

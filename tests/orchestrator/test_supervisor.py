@@ -207,7 +207,7 @@ def test_names_of_any_kind_come_and_go(tmp_path: Path, locale: dict[str, str]) -
             found = {path.removeprefix("outputs/") for path, *_ in manifest["files"]}
             assert set(odd) <= found
             got = list(machine.wire.get(1, [(f"outputs/{name}", 0, "", "") for name in odd]))
-            assert [path for path, _, _ in got[0][1]["pack"]] == [f"outputs/{name}" for name in odd]
+            assert [path for path, *_ in got[0][1]["pack"]] == [f"outputs/{name}" for name in odd]
         finally:
             machine.end()
 
