@@ -43,6 +43,7 @@ from overhead import MARK, Sshd, expect, judge, run
 from infra import processes
 from infra.lean import paramiko
 from orchestrator import ssh, sync, worktree
+from orchestrator.beside import ahead
 
 WORDS = ["import", "def", "return", "class", "self", "for", "in", "if", "not", "None", "True", "path", "name", "value"]
 
@@ -199,10 +200,9 @@ class Ours(Rsync):
             put_away(self.sshd.home / ".orchestrate" / name)
 
     def push(self, folder: Path) -> None:
+        read = ahead(lambda: worktree.read_tree(folder, worktree.working_files(folder, [])), "reads")  # as `run` does
         with self.open() as host, host.agent() as wire:
-            tree = worktree.read_tree(folder, worktree.working_files(folder, []))
-            sync.push(wire, tree)
-            self.tree = tree.id
+            self.tree = sync.push(wire, read()).tree
 
     again = push
 

@@ -1,11 +1,14 @@
-"""What is done beside the following of a job: on a thread of its own, until that is over."""
+"""What is done beside something else, on a thread of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
 
+T = TypeVar("T")
 LET_END_S = 60.0  # for what is under way when it is over
 
 
@@ -20,3 +23,20 @@ def beside(loop: Callable[[threading.Event], None], name: str) -> Iterator[None]
     finally:
         over.set()
         thread.join(timeout=LET_END_S)
+
+
+def ahead(work: Callable[[], T], name: str) -> Callable[[], T]:
+    """Begins what is needed later; called then, it waits for the work, and returns or raises what that did.
+
+    Who never calls doesn't wait.
+    """
+    done: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=do, name=name, daemon=True).start()
+    return done.result

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from infra import provider
 from infra.errors import InfraError, InUse
 from orchestrator import bootstrap, bucket, jobs, payload, rekey, snapshot, sshconfig, sync
+from orchestrator.beside import ahead
 from orchestrator.errors import (
     Elsewhere,
     JobFailed,
@@ -335,7 +336,8 @@ def check(
     watcher: Watcher,
     begun: snapshot.Snapshot | None = None,
 ) -> tuple[list[bootstrap.Ready], payload.Load]:
-    """The machines, checked to be ready, and what is to be sent to them."""
+    """The machines, checked to be ready, and what is to be sent to them, which is read meanwhile."""
+    sent = ahead(lambda: payload.sent(config, argv, store.folder, watcher.say, begun), "reads what is sent")
     cloud, gpus = load_cloud(session.provider, session.simulated), config.resources.request().gpus
     if time.time() > session.expires_at:
         watcher.say(
@@ -351,7 +353,7 @@ def check(
             return ready
 
     ready = fleet.each(look)
-    return ready, payload.gather(config, argv, store.folder, ready, cloud.spot_notice, watcher.say, begun)
+    return ready, payload.gather(config, argv, ready, cloud.spot_notice, sent())
 
 
 def as_made(session: Session, config: Config) -> Config:

@@ -45,17 +45,12 @@ class Load:
     gpus: int  # of each machine
 
 
-def gather(
-    config: Config,
-    argv: list[str] | None,
-    records: Path,
-    ready: list[Ready],
-    spot: SpotNotice | None,
-    say: Callable[[str], None],
-    begun: Snapshot | None = None,
-) -> Load:
-    """What a run of this file, or this command, sends; for a job that had `begun`, what it had. Raises UsageError."""
-    env, paths, trees = sent(config, argv, records, say, begun)
+Sent = tuple[dict[str, str], dict[str, Path], dict[str, worktree.Tree]]  # variables, inputs' paths, trees by their use
+
+
+def gather(config: Config, argv: list[str] | None, ready: list[Ready], spot: SpotNotice | None, sent: Sent) -> Load:
+    """What a run of this file, or this command, sends to those machines. Raises UsageError."""
+    env, paths, trees = sent
     command, script = what_to_run(config, argv)
     gpus = max(1, *(len(one.facts.gpus) for one in ready)) if config.resources.gpus.count else 1
     spec = jobs.Spec(
@@ -79,8 +74,8 @@ def gather(
 
 def sent(
     config: Config, argv: list[str] | None, records: Path, say: Callable[[str], None], begun: Snapshot | None = None
-) -> tuple[dict[str, str], dict[str, Path], dict[str, worktree.Tree]]:
-    """The variables, the inputs' paths, and the trees. Raises UsageError where any can't be had."""
+) -> Sent:
+    """What is read here; for a job that had `begun`, what it had. Raises UsageError where any of it can't be had."""
     from orchestrator.config import resolve_envs, resolve_secrets
 
     env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is read
