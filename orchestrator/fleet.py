@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from orchestrator.errors import OrchestrateError
 from orchestrator.report import Lines
 from orchestrator.session import connect
-from orchestrator.ssh import Host
+from orchestrator.ssh import STREAMS, Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
 from orchestrator.wire import Wire
@@ -40,6 +40,8 @@ class Fleet:
     def __init__(self, session: Session, past_end: bool = False) -> None:
         self.machines = session.machines
         self.hosts = [connect(session, machine, past_end) for machine in session.machines] or [connect(session)]
+        for host in self.hosts:  # their ways share one line
+            host.streams = max(1, STREAMS // len(self.hosts))
 
     def __enter__(self) -> Fleet:
         return self

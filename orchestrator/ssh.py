@@ -7,6 +7,7 @@ we are. Liveness: TCP_USER_TIMEOUT sees a dead link, each request's own deadline
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from infra.lean import paramiko
+from orchestrator.beside import ahead
 from orchestrator.channels import Channels
-from orchestrator.errors import CommandFailed, MachineGone, Refused, Unreachable, UsageError
-from orchestrator.wire import LOADER, NEAR_WINDOW, Wire, digest, exit_code, is_near
+from orchestrator.errors import CommandFailed, MachineGone, OrchestrateError, Refused, Unreachable, UsageError
+from orchestrator.wire import LANE, LOADER, NEAR_WINDOW, Wire, digest, exit_code, is_near, skip_greeting
 
 CONNECT_TIMEOUT_S = 15.0
 DEAD_LINK_TIMEOUT_S = 20.0  # seen by the kernel, see TCP_USER_TIMEOUT in tcp(7); within 30 s on a busy computer too
+STREAMS = 8  # connections to a machine at most, where one is slow; sshd takes 10 that haven't logged in yet
 LONGEST_LINE = 1 << 16
 ROOM_AFTER_S = (0, 0.05, 0.2, 0.5)  # a server with room for few sessions may not have noticed that one is over
 
@@ -85,6 +88,8 @@ class Host:
         self.pins = tuple(bare(line) for line in host_key.splitlines() if line.strip())
         self.shown = ""  # the host key of the last connection, even where it was refused
         self._channels: Channels | None = None
+        self.streams = STREAMS
+        self._lanes: list[paramiko.Transport] = []  # further connections
         self._parked: list[Wire] = []  # agents that ended well, for who asks next
         self._opening = threading.Lock()
         self.retired = False
@@ -99,8 +104,10 @@ class Host:
         self.close()
 
     def close(self) -> None:
-        """Closes the transport and all its channels."""
+        """Closes all connections and their channels."""
         self._parked.clear()
+        while self._lanes:
+            self._lanes.pop().close()
         if self._channels is not None:
             self._channels.transport.close()
             self._channels = None
@@ -203,10 +210,35 @@ class Host:
             parked = self._parked.pop()
             parked.timeout_s = timeout_s
             return parked
+        return Wire(self.begin_agent(), timeout_s, self)
+
+    def begin_agent(self) -> paramiko.Channel:
+        """A channel with a new agent. Raises Unreachable."""
         channel = self._open_channel()
         words = ["exec", "python3", "-S", "-X", "utf8", "-u", "-c", LOADER, digest()]  # names are UTF-8 in any locale
         self._start(channel, shlex.join(words))
-        return Wire(channel, timeout_s, park=self.park)
+        return channel
+
+    def more(self, door: str) -> dict[int, paramiko.Channel]:
+        """Channels of connections of their own that lead to the agent at that door, by number: those to be had."""
+        opening = {
+            number: ahead(functools.partial(self._lane, door, number), f"lane {number}")
+            for number in range(1, self.streams)
+        }
+        found = {}
+        for number, opened in opening.items():
+            with contextlib.suppress(OrchestrateError, OSError, EOFError, paramiko.SSHException):
+                found[number] = opened()
+        return found
+
+    def _lane(self, door: str, number: int) -> paramiko.Channel:
+        transport = self._connect()
+        self._lanes.append(transport)
+        channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
+        channel.settimeout(CONNECT_TIMEOUT_S)
+        self._start(channel, shlex.join(["exec", "python3", "-S", "-c", LANE, door, str(number)]))
+        skip_greeting(channel)
+        return channel
 
     def park(self, wire: Wire) -> None:
         """Keeps an agent that has answered all it was asked, for who asks next."""

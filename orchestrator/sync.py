@@ -17,11 +17,11 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.arrivals import ASIDE, Arrivals, Partial, cannot_take, safe, sync_all
+from orchestrator.arrivals import ASIDE, RESUMED, Arrivals, Partial, cannot_take, safe, sync_all
 from orchestrator.arrivals import shown as shown
 from orchestrator.errors import Refused, TransferIncomplete
 from orchestrator.wire import CHUNK, MachineError, Wire, understood
@@ -30,9 +30,15 @@ from orchestrator.worktree import Tree, digest_of, every_file
 MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
 OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "usage.jsonl"})  # of a results folder
 SLOW = 50e6  # bytes a second, of a disk that is in no hurry
+FAST = 32e6  # bytes a second; no line with more of them is called slow
+LOOK_S, WORTH_S = 2.0, 4.0  # so long a transfer is looked at; and so long it has to last yet
 SMALL = 1 << 16  # bytes: files up to this size travel many to a frame
 Say = Callable[[str], None]
 Tell = Callable[[dict[str, Any]], None]  # how a transfer does, as a Watcher's `progress` takes it
+
+
+class TooSlow(Exception):
+    """A transfer takes so long that it is worth the while to begin it anew on several connections."""
 
 
 class Meter:
@@ -43,16 +49,23 @@ class Meter:
         self.moved, self.told = 0, False
         self.started = clock()
         self.due = self.started + 0.5
+        self.hurries = False  # whether it may be too slow
 
     def add(self, size: int) -> None:
-        """So many bytes more."""
+        """So many bytes more. Raises TooSlow."""
         self.moved += size
         now = self.clock()
-        if self.tell is None or now < self.due:
+        if now < self.due:
             return
-        self.due, self.told = now + 0.2, True
-        speed = self.moved / (now - self.started)
+        self.due = now + 0.2
+        took = now - self.started
+        speed = self.moved / took
         left_s = max(self.total - self.moved, 0) / speed if speed else None
+        if self.hurries and took > LOOK_S and speed < FAST and (left_s is None or left_s > WORTH_S):
+            raise TooSlow
+        if self.tell is None:
+            return
+        self.told = True
         self.tell({"moving": self.what, "bytes": self.moved, "of": self.total, "bytes_per_s": speed, "eta_s": left_s})
 
     def end(self) -> None:
@@ -87,20 +100,31 @@ def push(wire: Wire, tree: Tree, tell: Tell | None = None) -> Pushed:
         missing = {digest: tree.sizes[digest] for digest in answer["missing"]}
         sizes = {digest: int(answer["begun"].get(digest, 0)) for digest in missing}
         begun = {digest: size for digest, size in sizes.items() if 0 < size <= missing[digest]}
-    if missing:
+    while missing:
         try:
             send(wire, tree, missing, begun, tell)
+            break
+        except TooSlow:
+            wire.leave_put()
+            wire.widen()
+            return replace(push(wire, tree, tell), sent_files=len(missing), sent_bytes=left_of(missing, begun))
         except MachineError as error:
             if error.kind != "damaged" or not begun:
                 raise
-            send(wire, tree, missing, {}, tell)
+            begun = {}
     wire.call("tree", tree=tree.id, entries=tree.entries)
-    return Pushed(tree.id, len(tree.entries), len(missing), sum(missing.values()) - sum(begun.values()))
+    return Pushed(tree.id, len(tree.entries), len(missing), left_of(missing, begun))
+
+
+def left_of(sizes: dict[str, int], begun: dict[str, int]) -> int:
+    """How many bytes there are, but for those of what has begun to come."""
+    return sum(sizes.values()) - sum(begun.values())
 
 
 def send(wire: Wire, tree: Tree, missing: dict[str, int], begun: dict[str, int], tell: Tell | None) -> None:
-    """Sends this content (sizes by digest) but for what is there. Raises TransferIncomplete, MachineError."""
-    meter = Meter(f"to the machine: {tree.root.name}", sum(missing.values()) - sum(begun.values()), tell)
+    """Sends this content (sizes by digest) but for what is there. Raises TransferIncomplete, MachineError, TooSlow."""
+    meter = Meter(f"to the machine: {tree.root.name}", left_of(missing, begun), tell)
+    meter.hurries = wire.can_widen
     try:
         wire.put(metered(stream(tree, missing, begun), meter), meter.total)
     except MachineError as error:
@@ -307,7 +331,6 @@ class Outputs:
 
         One that was cut off before goes on; where that turns out wrong, it comes as a whole.
         """
-        total = 0
         with Arrivals(self.folder) as arrivals:
             begun = arrivals.begun({path: file.mark for path, file in wanted.items()})
             begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path].size}
@@ -316,14 +339,17 @@ class Outputs:
             meter = Meter(f"from the machine: {self.folder.name}", needed, tell)
             try:
                 while wanted:
-                    stream = Incoming(arrivals, wanted, begun, final)
+                    stream, meter.hurries = Incoming(arrivals, wanted, begun, final), wire.can_widen
                     asked = [(path, begun.get(path, 0), file.digest, file.mark) for path, file in wanted.items()]
-                    total += stream.take(wire.get(job, asked), meter)
-                    wanted, begun = {path: wanted[path] for path in stream.wrong}, {}
+                    try:
+                        stream.take(wire.get(job, asked), meter)
+                    except TooSlow:
+                        wire.widen()
+                    wanted, begun = {path: wanted[path] for path in stream.owed()}, stream.cut_off()
             finally:
                 meter.end()
         self.have.update(arrivals.settled)
-        return total
+        return meter.moved
 
 
 class Incoming:
@@ -336,14 +362,20 @@ class Incoming:
         self.pack: list[tuple[str, int, str]] = []  # the small ones whose content is next
         self.wrong: list[str] = []  # went on where they were cut off, and should not have
 
-    def take(self, frames: Iterator[tuple[str, Any]], meter: Meter) -> int:
-        """Takes all of it; returns how many bytes came."""
-        total = 0
+    def owed(self) -> set[str]:
+        """What is to be asked for again."""
+        return self.left | {*self.wrong} | ({self.partial.path} if self.partial else set())
+
+    def cut_off(self) -> dict[str, int]:
+        """The large file of which a part stays for the next pull: how many bytes."""
+        return {self.partial.path: self.partial.size} if self.partial and self.partial.size >= RESUMED else {}
+
+    def take(self, frames: Iterator[tuple[str, Any]], meter: Meter) -> None:
+        """Takes all of it. Raises TooSlow; then what was coming stays for who goes on."""
         try:
             for kind, value in frames:
                 if kind == "data":
                     self.data(value)
-                    total += len(value)
                     meter.add(len(value))
                 elif self.pack:
                     raise Refused("the machine announced small files and sent something else")
@@ -366,7 +398,6 @@ class Incoming:
                 f"the machine sent {len(self.wanted) - len(self.left)} of {len(self.wanted)} files",
                 "`orchestrate pull` tries again",
             )
-        return total
 
     def asked_for(self, path: str) -> str:
         """The path, which is now taken. Raises Refused."""

@@ -8,12 +8,13 @@ import json
 import socket
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable
+from orchestrator.lanes import Lanes
 
 if TYPE_CHECKING:
     import paramiko
@@ -24,6 +25,7 @@ CHUNK = 1 << 18
 PIECE = 32704  # given to paramiko at once: what OpenSSH takes in a packet, so that none is nearly empty
 SENT = (  # of `remote`
     "start.py", "agent.py", "supervisor.py", "joblog.py", "trees.py", "outputs.py", "bucket.py", "again.py",
+    "lanes.py",
 )  # fmt: skip
 NEAR_US = 1000  # to compress takes longer than it saves on the networks on which a round trip is that short
 NEAR_WINDOW = 1 << 19  # bytes under way there; both sshd and paramiko move what waits, see `hold_back`
@@ -51,6 +53,17 @@ if data[:4] != zlib.crc32(data[4:]).to_bytes(4, "big"):
 sources, codes = marshal.loads(data[4:])
 exec(codes["start.py"])
 begin(sources, codes, kept, fresh)
+"""
+# What a further channel runs: it hands the agent, which waits at a door, its stdin and stdout, and ends with it.
+LANE = """\
+import sys; sys.path[:] = [p for p in sys.path if p]
+import array, os, socket
+agent = socket.socket(socket.AF_UNIX)
+os.chdir(os.path.dirname(sys.argv[1]))  # a path may be too long for a socket
+agent.connect(os.path.basename(sys.argv[1]))
+os.write(1, b"\\norchestrate-agent 1\\n")
+agent.sendmsg([sys.argv[2].encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1]))])
+agent.recv(1)
 """
 
 
@@ -82,20 +95,65 @@ def parcel() -> bytes:
     return b"%d\n" % len(packed) + packed
 
 
-class Wire:
-    """One agent over one channel; for one thread. `timeout_s` bounds the wait for each next piece of an answer."""
+class Ways(Protocol):
+    """Who opens channels to the machine."""
 
-    def __init__(self, channel: paramiko.Channel, timeout_s: float, park: Callable[[Wire], None] | None = None) -> None:
-        self.channel, self.park = channel, park
-        self.timeout_s = timeout_s
+    streams: int  # connections at most
+
+    def begin_agent(self) -> paramiko.Channel:
+        """A channel with a new agent. Raises Unreachable."""
+
+    def more(self, door: str) -> dict[int, paramiko.Channel]:
+        """Those of further connections that could be had, by number: they lead to the agent at that door."""
+
+    def park(self, wire: Wire) -> None:
+        """Keeps one that nobody needs now."""
+
+
+class Wire:
+    """One agent over one channel, or several; for one thread. `timeout_s` bounds the wait for each next piece."""
+
+    def __init__(self, channel: paramiko.Channel, timeout_s: float, ways: Ways | None = None) -> None:
+        self.ways, self.timeout_s = ways, timeout_s
+        self.can_widen = ways is not None and ways.streams > 1
+        self._begin(channel)
+
+    def _begin(self, channel: paramiko.Channel) -> None:
+        self.channel: paramiko.Channel | Lanes = channel
         self.buffer = bytearray()
         transport: Any = getattr(channel, "transport", None)
         self.near = is_near(transport)
         if self.near and "OpenSSH" in transport.remote_version:
             hold_back(channel)
-        channel.settimeout(timeout_s)
+        channel.settimeout(self.timeout_s)
         self._skip_greeting()
         self._answer()
+
+    def leave_put(self) -> None:
+        """Lets the agent end with what it has been sent of a `put` that isn't gone on with."""
+        with contextlib.suppress(OSError, EOFError):
+            self.channel.shutdown_write()
+            exit_code(self.channel, self.timeout_s)
+
+    def widen(self) -> None:
+        """Leaves what is under way, and begins anew, over several connections where they can be had.
+
+        Raises MachineError, Unreachable.
+        """
+        assert self.ways is not None
+        self.can_widen = False
+        self.close()
+        first, lanes = self.ways.begin_agent(), dict[int, "paramiko.Channel"]()
+        self._begin(first)
+        try:
+            lanes = self.ways.more(str(self.call("door")))
+            self.call("join", numbers=[*lanes])
+        except MachineError:  # then one has to do
+            for channel in lanes.values():
+                channel.get_transport().close()
+            lanes = {}
+        if lanes:
+            self.channel = Lanes([first, *lanes.values()])
 
     def close(self) -> None:
         """Ends the agent, which ends with its stdin."""
@@ -107,8 +165,8 @@ class Wire:
 
     def __exit__(self, problem: object, *_: object) -> None:
         """After a problem the stream may be out of step, and the agent ends; else it waits for who asks next."""
-        if problem is None and self.park is not None:
-            self.park(self)
+        if problem is None and self.ways is not None:
+            self.ways.park(self)
         else:
             self.close()
 
@@ -251,7 +309,17 @@ class Wire:
         del self.buffer[: self.buffer.index(GREETING) + len(GREETING)]
 
 
-def exit_code(channel: paramiko.Channel, timeout_s: float) -> int:
+def skip_greeting(channel: paramiko.Channel) -> None:
+    """Passes over what the login shell prints, and a lane's greeting. Raises Unreachable, OSError."""
+    said = b""
+    while not said.endswith(GREETING):
+        chunk = channel.recv(1 << 16)
+        if not chunk or len(said) > 1 << 20:
+            raise Unreachable("one more connection came to nothing")
+        said += chunk
+
+
+def exit_code(channel: paramiko.Channel | Lanes, timeout_s: float) -> int:
     """The code that the channel's command ended with; negative where none came: a signal, or a broken connection."""
     channel.status_event.wait(timeout_s)  # it may come after the output's end
     return int(channel.exit_status)

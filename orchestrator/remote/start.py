@@ -81,7 +81,7 @@ def leave(folder: str, sources: Dict[str, str]) -> None:
     """Puts the modules where what outlives us is started from. Raises OSError."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     os.makedirs(os.path.join(os.path.dirname(folder), "trees"), exist_ok=True)
-    for module in sources.keys() - {"start.py", "agent.py"}:
+    for module in sources.keys() - {"start.py", "agent.py", "lanes.py"}:
         name, source = os.path.join(folder, module), sources[module].encode()
         with contextlib.suppress(OSError), open(name, "rb") as file:
             if file.read() == source:
