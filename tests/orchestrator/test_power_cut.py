@@ -1,4 +1,4 @@
-"""What a power cut leaves, on a real ext4: what was pushed, and what came home.
+"""What a power cut leaves, on a real ext4, XFS and btrfs: what was pushed, and what came home.
 
 How much is short then depends on what the kernel has written out by itself, and on who else calls sync(2).
 """
@@ -21,45 +21,63 @@ from orchestrator.sync import Outputs
 from tests import system
 from tests.orchestrator.machines import Machine
 
-SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN: from here on nothing reaches the disk
+SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN: from here on nothing reaches the disk
 WITH_JOURNAL, AT_ONCE = 1, 2  # the journal is written down before, and with it names, times and sizes; or it isn't
+COMMIT, COMMITTED = 0x80089418, 0x40089416  # BTRFS_IOC_START_SYNC, BTRFS_IOC_WAIT_SYNC: no content is written for it
+MAKE = {
+    "ext4": ("e2fsprogs", 96, ("-F", "-b", "4096")),
+    "xfs": ("xfsprogs", 320, ("-f",)),
+    "btrfs": ("btrfs-progs", 160, ("-f",)),
+}
 
 
 class Disk:
-    """An ext4 in a file, and the cut of its power."""
+    """A filesystem in a file, and the cut of its power."""
 
-    def __init__(self, folder: Path, eventually: Callable[..., Any]) -> None:
-        self.image, self.folder, self.eventually = folder / "disk.img", folder / "disk", eventually
+    def __init__(self, kind: str, folder: Path, eventually: Callable[..., Any]) -> None:
+        self.kind, self.image, self.folder, self.eventually = kind, folder / "disk.img", folder / "disk", eventually
         self.folder.mkdir()
+        package, mib, words = MAKE[kind]
         with self.image.open("wb") as file:
-            file.truncate(96 << 20)
-        if not run(system.find("mkfs.ext4", "e2fsprogs"), "-q", "-F", "-b", "4096", self.image) or not self.mount():
-            pytest.skip("no ext4 can be made and mounted here: not root, no e2fsprogs, or no loop devices")
+            file.truncate(mib << 20)
+        if not run(system.find(f"mkfs.{kind}", package), "-q", *words, self.image) or not self.mount():
+            pytest.skip(f"no {kind} can be made and mounted here: not root, no {package}, no loop device, not in Linux")
 
     def mount(self) -> bool:
-        return run("mount", "-o", "loop", self.image, self.folder)
+        return run("mount", "-t", self.kind, "-o", "loop", self.image, self.folder)
 
     def unmount(self) -> bool:
         return run("umount", self.folder)
 
     def cut(self, how: int) -> None:
         """The power is gone, and comes back."""
-        descriptor = os.open(self.folder, os.O_RDONLY)
+        descriptor, left = os.open(self.folder, os.O_RDONLY), self.image.with_suffix(".left")
         try:
-            fcntl.ioctl(descriptor, SHUTDOWN, how.to_bytes(4, "little"))
+            if self.kind != "btrfs":
+                fcntl.ioctl(descriptor, SHUTDOWN, how.to_bytes(4, "little"))
+            elif how == WITH_JOURNAL:
+                fcntl.ioctl(descriptor, COMMITTED, fcntl.ioctl(descriptor, COMMIT, bytes(8)))
         finally:
             os.close(descriptor)
+        if self.kind == "btrfs":  # it can't be told to stop: what its disk has by now is what is left
+            assert run("cp", "--sparse=always", self.image, left)
         self.eventually(self.unmount)
+        if self.kind == "btrfs":
+            left.replace(self.image)
         assert self.mount()
+
+    def settle(self) -> None:
+        """All that has been written so far is on the disk."""
+        assert run("sync", "-f", self.folder)
 
 
 def run(*argv: Any) -> bool:
     return None not in argv and os.geteuid() == 0 and not subprocess.run(argv, capture_output=True).returncode
 
 
-@pytest.fixture
-def disk(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Disk]:
-    disk = Disk(tmp_path, eventually)
+@pytest.fixture(params=MAKE)
+def disk(request: pytest.FixtureRequest, tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Disk]:
+    disk = Disk(request.param, tmp_path, eventually)
     yield disk
     eventually(disk.unmount)
 
@@ -88,7 +106,7 @@ def test_what_was_pushed_and_is_not_whole_any_more_is_sent_again(disk: Disk, tmp
     machine = Machine(disk.folder)
     try:
         machine.wire.call("jobs")
-        os.sync()
+        disk.settle()
         assert sync.push(machine.wire, tree).sent_files == 14
         blobs = machine.root / "blobs"
         for number, digest in enumerate(tree.sizes):  # the kernel has come so far
@@ -119,7 +137,7 @@ def test_a_pull_that_has_ended_is_on_the_disk_and_what_one_left_short_comes_agai
     try:
         make = "mkdir -p $d; for f in 1 2 3; do head -c 9000 /dev/urandom > $d/$f; done"
         machine.ran(1, f"cd outputs; for d in a b c; do {make}; done; head -c 3000000 /dev/urandom > large")
-        os.sync()
+        disk.settle()
         assert Outputs(results).pull(machine.wire, 1, ["outputs"], final=True).new_files == 10
         disk.cut(AT_ONCE)
         there = everything(work)
