@@ -349,6 +349,7 @@ def bring_home(wire: Wire, store: Record, job: Job, final: bool, tell: sync.Tell
         home = {"at": pulled.at, "of": status.get("started_at")}
         note(job, status=status, usage=usage.bring_home(wire, job), home=home)
         over = status["state"] in ENDED and not status.get("again")  # else the machine begins it again, or may do so
+        sync.settle(job.results)  # before the record gives the machine free
         store.update_job(job, pulled=int(over))
     return pulled
 

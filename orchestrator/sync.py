@@ -491,6 +491,15 @@ def otherwise(path: str) -> TransferIncomplete:
     )
 
 
+def settle(folder: Path) -> None:
+    """What has been written there is on the disk. Raises TransferIncomplete."""
+    try:
+        with locked(folder) as opened:
+            sync_all(opened)
+    except OSError as error:
+        raise cannot_take(folder, error) from error
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
     """One pull at a time into a folder, which is open meanwhile; the next one waits."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import arrivals, sync, worktree
+from orchestrator import arrivals, jobs, sync, worktree
+from orchestrator.store import Store
 from orchestrator.sync import Outputs
 from tests import system
 from tests.orchestrator.machines import Machine
@@ -161,5 +163,27 @@ def test_a_pull_that_has_ended_is_on_the_disk_and_what_one_left_short_comes_agai
         assert Outputs(results).pull(machine.wire, 1, ["outputs"], final=True).new_files == len(short)
         disk.cut(AT_ONCE)
         assert everything(results) == there
+    finally:
+        machine.end()
+
+
+def test_a_job_that_the_record_calls_home_is_on_the_disk_with_all_that_is_said_of_it(
+    disk: Disk, tmp_path: Path
+) -> None:
+    machine, results, store = Machine(tmp_path), disk.folder / "results", Store(tmp_path / "home")
+    job = store.add_job(store.open_session("s", "local", 2e9), "run1", "c", ["outputs"], results)
+    try:
+        jobs.note(job, command="c")
+        disk.settle()
+        samples = "until [ -s ../usage.jsonl ]; do sleep 0.05; done"
+        machine.submit(1, f"head -c 9000 /dev/urandom > outputs/model; seq 2000; {samples}")
+        assert machine.wait(1, within_s=60)["state"] == "succeeded"
+        jobs.bring_home(machine.wire, store, job, final=True)
+        assert store.reread(job).pulled
+        written = everything(job.results)
+        disk.cut(AT_ONCE)
+        assert everything(job.results) == written and {"log.txt", "usage.jsonl", "outputs/model"} < set(written)
+        run, manifest = (json.loads(written[name]) for name in ("run.json", "manifest.json"))
+        assert run["command"] == "c" and run["status"]["state"] == "succeeded" and list(manifest) == ["outputs/model"]
     finally:
         machine.end()
