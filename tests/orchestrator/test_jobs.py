@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,6 @@ def store(tmp_path: Path) -> Store:
 def job(store: Store, tmp_path: Path) -> Job:
     session = store.open_session("s", "local", 2e9)
     return store.add_job(session, "run1", "c", ["outputs"], tmp_path / "results")
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    home = tmp_path / "machine"
-    home.mkdir()
-    made = Machine(home)
-    yield made
-    made.end()
 
 
 def news(status: Any, data: bytes = b"", size: Any = None, progress: Any = None) -> bytes:

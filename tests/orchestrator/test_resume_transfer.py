@@ -57,15 +57,6 @@ else:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    home = tmp_path / "machine"
-    home.mkdir()
-    made = Machine(home)
-    yield made
-    made.end()
-
-
-@pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "project").mkdir()
     return tmp_path / "project"
