@@ -43,36 +43,64 @@ def beside() -> Any:
 def after_reboot() -> list[int]:
     """Begins again what the reboot has ended and is to be recovered; returns the jobs' numbers.
 
-    Raises NotStarted at the end, where one of them couldn't be.
+    One that needs what a power cut has torn stays lost: a client sends that anew. Raises NotStarted at the end, where
+    one of them couldn't be.
     """
     supervisor = beside()
     begun: list[int] = []
     failed: list[str] = []
-    jobs = supervisor.path("jobs")
-    if not os.path.isdir(jobs):
+    if not os.path.isdir(supervisor.path("jobs")):
         return begun
+    lacking = {folder: what_lacks(folder, job) for folder, job in ended_by_reboot()}  # to read takes time: nobody waits
     with queue():
-        for name in sorted(os.listdir(jobs)):
-            folder = os.path.join(jobs, name)
-            job = supervisor.read_json(os.path.join(folder, "job.json")) if name.isdigit() else None
-            if job and job.get("recover") and was_ended_by_reboot(supervisor, folder):
-                times, most = job.get("reboots", 0) + 1, supervisor.MOST_REBOOTS
-                if times > most:
-                    say(folder, f"the machine was rebooted {most} times; the job isn't begun again")
-                    continue
+        for folder, job in ended_by_reboot():
+            times, most = job.get("reboots", 0) + 1, supervisor.MOST_REBOOTS
+            if times > most:
+                leave_lost(folder, job, f"the machine was rebooted {most} times; the job isn't begun again")
+            elif lacking.get(folder):
+                leave_lost(folder, job, f"the machine was rebooted, and the job isn't begun again: {lacking[folder]}")
+            else:
                 try:
                     begin_again(folder, dict(job, reboots=times))
                     say(folder, "the machine was rebooted; the job begins again")
                     start_supervisor(folder)
-                    begun.append(int(name))
+                    begun.append(int(os.path.basename(folder)))
                 except (NotStarted, OSError) as error:  # a full disk; the jobs after it may have what they need
                     say(folder, str(error))
-                    failed.append(f"job {int(name)}: {error}")
+                    failed.append(f"job {int(os.path.basename(folder))}: {error}")
         with contextlib.suppress(OSError):  # then who looks waits a little for nothing
             supervisor.write_json(supervisor.path("begun.json"), {"boot_id": supervisor.boot_id()})
     if failed:
         raise NotStarted("; ".join(failed))
     return begun
+
+
+def ended_by_reboot() -> Iterator[tuple[str, Facts]]:
+    """The jobs that are to be recovered and that nobody ended but the machine, in their order: folder and job."""
+    supervisor = beside()
+    for name in sorted(os.listdir(supervisor.path("jobs"))):
+        folder = supervisor.path("jobs", name)
+        job = supervisor.read_json(os.path.join(folder, "job.json")) if name.isdigit() else None
+        if job and job.get("recover") and was_ended_by_reboot(supervisor, folder):
+            yield folder, job
+
+
+def what_lacks(folder: str, job: Facts) -> str:
+    """Why a job can't begin again with what was sent for it, in words; empty where all of it is here, whole."""
+    needed = {*job.get("libraries", []), *(source.split("/")[0] for source in job.get("inputs", {}).values())}
+    if job.get("tree"):
+        needed.add(job["tree"])
+    if job.get("restore") and not os.path.exists(os.path.join(folder, "prepared")):
+        needed.add(job["restore"])
+    if not needed:
+        return ""
+    trees = importlib.import_module("trees")
+    try:
+        trees.doubt_after_boot()
+        whole = all(map(trees.is_as_given, needed))
+    except OSError as error:
+        return str(error)
+    return "" if whole else "not all that was sent for it was on the disk; `orchestrate recover` sends it once more"
 
 
 @contextlib.contextmanager
@@ -87,6 +115,14 @@ def was_ended_by_reboot(supervisor: Any, folder: str) -> bool:
     """Whether nobody ended it but the machine, which went down and has come up since."""
     last = supervisor.went_down(folder) or {}
     return bool(last.get("boot_id")) and last["boot_id"] != supervisor.boot_id()
+
+
+def leave_lost(folder: str, job: Facts, line: str) -> None:
+    """Says why a job isn't begun again."""
+    with contextlib.suppress(OSError):
+        if os.path.exists(os.path.join(folder, "log")) or not job.get("log_start"):  # else the log begins elsewhere
+            importlib.import_module("joblog").begin_life(folder)  # the line takes no place of what is at home
+            say(folder, line)
 
 
 def give_up(folder: str) -> None:

@@ -105,6 +105,19 @@ def write_secret(name: str, value: Any) -> None:
     os.replace(aside, name)
 
 
+def settle(folder: str) -> None:
+    """What has been written on that folder's filesystem is on the disk, with its names. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        if not hasattr(libc, "syncfs"):  # it is Linux's
+            os.sync()
+        elif libc.syncfs(opened):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(opened)
+
+
 def boot_id() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -361,6 +374,7 @@ class Supervisor:
             os.symlink(path("trees", source), link)
         if self.job.get("restore"):  # what it had written when another machine was lost
             copy_tree(path("trees", self.job["restore"]), self.work)
+            settle(self.work)  # once it is prepared, that is not given to it again
         os.makedirs(os.path.join(self.work, "outputs"), exist_ok=True)
         write_json(self.file("prepared"), {"at": time.time()})
 

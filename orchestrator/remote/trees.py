@@ -28,6 +28,8 @@ RESUMED = 1 << 20  # from this size on, half a blob is kept for who goes on with
 KEPT_S = 14 * 86400  # trees and blobs that nobody has asked for since are removed
 SAFE_S = 3600  # this long even where the disk is full: their job may be about to be queued
 NOTED_S = 600  # that somebody has asked is noted so often
+WRITTEN_S = 3600  # after which what was written is on the disk, with much to spare
+DOUBTED = 0  # the time of change of what has to be read before it is believed
 MIN_FREE = 5 << 30  # bytes of disk, below which what isn't needed is removed early
 
 
@@ -69,6 +71,14 @@ def is_as_it_came(info: os.stat_result, digest: str) -> bool:
     return info.st_mtime_ns == came_ns(digest, info.st_size)
 
 
+def reads_as(name: str, info: os.stat_result, digest: str) -> bool:
+    """Whether a file is that content when it is read; then it has its time again. Raises OSError."""
+    if importlib.import_module("outputs").hash_file(name, info.st_size) != digest:
+        return False
+    os.utime(name, ns=(time.time_ns(), came_ns(digest, info.st_size)))
+    return True
+
+
 def has_blob(digest: str) -> bool:
     """Whether that content is here, whole; that it was asked for is noted.
 
@@ -77,31 +87,51 @@ def has_blob(digest: str) -> bool:
     name = blob(digest)
     try:
         info = os.stat(name)
-        whole = is_as_it_came(info, digest)
-        if not whole and importlib.import_module("outputs").hash_file(name, info.st_size) != digest:
-            return False
-        if not whole or info.st_atime < time.time() - NOTED_S:
-            os.utime(name, ns=(time.time_ns(), came_ns(digest, info.st_size)))
+        if not is_as_it_came(info, digest):
+            return reads_as(name, info, digest)
+        if info.st_atime < time.time() - NOTED_S:
+            os.utime(name, ns=(time.time_ns(), info.st_mtime_ns))
     except FileNotFoundError:
         return False
     return True
 
 
 def doubt_after_boot() -> None:
-    """After the machine's start no tree is believed to be here, and no blob is until it has been read.
+    """After the machine's start no blob is believed until it has been read, and no tree until its files have been.
 
     A power cut takes of a blob what wasn't on the disk, and may leave its time and its size: ext4 notes a size once it
-    has a place for the content, and reads zeros where that has not arrived.
+    has a place for the content, and reads zeros where that has not arrived. What was there long before is believed:
+    to read a terabyte of inputs again takes hours of a machine that waits.
     """
     noted, boot = supervisor.path("believed.json"), supervisor.boot_id()
     if supervisor.read_json(noted) == boot:
         return
-    store, manifests = blobs(), os.path.dirname(manifest_of(""))
-    for name in os.listdir(store):
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(os.path.join(store, name))
-    shutil.rmtree(manifests, ignore_errors=True)
+    since, doubted = long_before_the_end(), False
+    for top in (blobs(), os.path.dirname(manifest_of(""))):
+        for name in os.listdir(top) if os.path.isdir(top) else ():
+            place = os.path.join(top, name)
+            with contextlib.suppress(FileNotFoundError):
+                info = os.stat(place)
+                if info.st_ctime >= since and not name.startswith("part."):  # of those the time is when they grew
+                    os.utime(place, ns=(info.st_atime_ns, DOUBTED))
+                    doubted = True
+    if doubted:
+        supervisor.settle(blobs())  # else the next power cut may take the doubt
     supervisor.write_json(noted, boot)
+
+
+def long_before_the_end() -> float:
+    """When all that was written by then had been on the disk for long as the machine went down; 0 where nobody knows.
+
+    It lived at least until a job's last sign of life, and Linux writes what is half a minute old.
+    """
+    signs: List[float] = []
+    started = time.time() - supervisor.up_s()
+    for name in ("log", "usage.jsonl"):
+        for place in glob.glob(supervisor.path("jobs", "*", name)):
+            with contextlib.suppress(FileNotFoundError):
+                signs.append(os.stat(place).st_mtime)
+    return max([0.0, *(sign - WRITTEN_S for sign in signs if sign < started)])
 
 
 def missing(tree: str, digests: List[str]) -> Facts:
@@ -226,21 +256,37 @@ def manifest_of(tree: str) -> str:
 
 
 def has_tree(tree: str) -> bool:
-    """Whether that tree is here, each of its files as it came. What a job has added is left to it."""
-    folder, entries = supervisor.path("trees", tree), supervisor.read_json(manifest_of(tree))
+    """Whether that tree is here, each of its files whole. What a job has added is left to it.
+
+    Its files are blobs, by another name, or copies: of these the manifest's time says whether they are believed.
+    """
+    folder, manifest = supervisor.path("trees", tree), manifest_of(tree)
+    entries = supervisor.read_json(manifest)
     if entries is None or not os.path.isdir(folder):
         return False
     try:
+        doubted = os.stat(manifest).st_mtime_ns == DOUBTED
         for name, digest, mode in entries:
+            place = f"{folder}/{name}"
             if mode == "link":
-                if os.readlink(f"{folder}/{name}") != digest:
+                if os.readlink(place) != digest:
                     return False
-            elif not is_as_it_came(os.lstat(f"{folder}/{name}"), digest):
+                continue
+            info = os.lstat(place)
+            believed = is_as_it_came(info, digest) and not (doubted and info.st_nlink == 1)
+            if not believed and not reads_as(place, info, digest):
                 return False
+        if doubted:
+            os.utime(manifest)
     except OSError:
         return False
     os.utime(folder)
     return True
+
+
+def is_as_given(tree: str) -> bool:
+    """Whether a tree that a job was given is here whole. Without a manifest it came out of a store, onto the disk."""
+    return has_tree(tree) if os.path.exists(manifest_of(tree)) else os.path.isdir(supervisor.path("trees", tree))
 
 
 def build(tree: str, entries: List[Entry]) -> None:

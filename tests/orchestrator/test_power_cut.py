@@ -10,8 +10,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,25 @@ def run(*argv: Any) -> bool:
     return None not in argv and os.geteuid() == 0 and not subprocess.run(argv, capture_output=True).returncode
 
 
+def write_back(blobs: Path, digests: Iterable[str]) -> None:
+    """The kernel has come so far with these."""
+    for number, digest in enumerate(digests):
+        if blocks := number % 4:
+            file = os.open(blobs / digest, os.O_RDONLY)
+            ctypes.CDLL(None).sync_file_range(file, ctypes.c_int64(0), ctypes.c_int64(blocks * 4096), 7)
+            os.close(file)
+
+
+def boot(machine: Machine, *lost: int) -> bytes:
+    """The machine has come up, and begins again what it lost; what it says of that."""
+    for number in lost:
+        state = {**machine.state_file(number), "boot_id": "another boot", "at": time.time() - 60}
+        (machine.folder(number) / "state.json").write_text(json.dumps(state))
+    (machine.root / "believed.json").write_text('"another boot"')
+    argv = [machine.python, str(machine.root / "bin/again.py")]
+    return subprocess.run(argv, env=machine.env, capture_output=True, timeout=60, check=True).stdout
+
+
 @pytest.fixture(params=MAKE)
 def disk(request: pytest.FixtureRequest, tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Disk]:
     disk = Disk(request.param, tmp_path, eventually)
@@ -111,11 +132,7 @@ def test_what_was_pushed_and_is_not_whole_any_more_is_sent_again(disk: Disk, tmp
         disk.settle()
         assert sync.push(machine.wire, tree).sent_files == 14
         blobs = machine.root / "blobs"
-        for number, digest in enumerate(tree.sizes):  # the kernel has come so far
-            if blocks := number % 4:
-                file = os.open(blobs / digest, os.O_RDONLY)
-                ctypes.CDLL(None).sync_file_range(file, ctypes.c_int64(0), ctypes.c_int64(blocks * 4096), 7)
-                os.close(file)
+        write_back(blobs, tree.sizes)
     finally:
         machine.end()
     disk.cut(WITH_JOURNAL)
@@ -185,5 +202,96 @@ def test_a_job_that_the_record_calls_home_is_on_the_disk_with_all_that_is_said_o
         assert everything(job.results) == written and {"log.txt", "usage.jsonl", "outputs/model"} < set(written)
         run, manifest = (json.loads(written[name]) for name in ("run.json", "manifest.json"))
         assert run["command"] == "c" and run["status"]["state"] == "succeeded" and list(manifest) == ["outputs/model"]
+    finally:
+        machine.end()
+
+
+def test_a_job_that_needs_what_a_power_cut_has_torn_is_not_begun_again_until_that_was_sent_once_more(
+    disk: Disk, tmp_path: Path
+) -> None:
+    folders = {name: tmp_path / name for name in ("whole", "work", "library", "input")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        for number in range(4):
+            (folder / f"{name}{number}.py").write_bytes(os.urandom(9000 + number))
+        (folder / "run").write_text("#!/bin/sh\necho run\n")
+        (folder / "run").chmod(0o755)
+    trees = {name: worktree.read_tree(folder, worktree.every_file(folder)) for name, folder in folders.items()}
+    shown = "cat whole*; until [ -e outputs/over ]; do sleep 0.05; done"
+    summed = "for f in . input $PYTHONPATH; do (cd $f; cat *.py | sha256sum; ./run); done"
+    needs = {"tree": trees["work"].id, "libraries": [trees["library"].id], "inputs": {"input": trees["input"].id}}
+    machine = Machine(disk.folder)
+    try:
+        sync.push(machine.wire, trees["whole"])
+        machine.submit(1, shown, recover=True, tree=trees["whole"].id)
+        machine.wait(1, "running", within_s=60)
+        disk.settle()
+        for name in ("work", "library", "input"):
+            sync.push(machine.wire, trees[name])
+        machine.submit(2, summed, recover=True, **needs)
+        machine.wait(2, "queued", within_s=60)
+        write_back(machine.root / "blobs", (digest for name in ("work", "input") for digest in trees[name].sizes))
+    finally:
+        machine.end()
+    disk.cut(WITH_JOURNAL)
+
+    machine = Machine(disk.folder)
+    try:
+        assert boot(machine, 1, 2) == b"job 1 begins again\n"
+        machine.wait(1, "running", within_s=60)
+        assert machine.status(2)["state"] == "lost" and b"not all that was sent for it was on the disk" in machine.log(
+            2
+        )
+        (machine.folder(1) / "work/outputs/over").touch()
+        assert machine.wait(1, within_s=60)["state"] == "succeeded"
+        assert machine.log(1).endswith(b"".join((folders["whole"] / f"whole{n}.py").read_bytes() for n in range(4)))
+        for name in ("work", "library", "input"):
+            sync.push(machine.wire, trees[name])
+        machine.submit(2, summed, recover=True, **needs, attempt="2")
+        assert machine.wait(2, within_s=60)["state"] == "succeeded"
+        sums = [
+            hashlib.sha256(b"".join((folders[name] / f"{name}{n}.py").read_bytes() for n in range(4))).hexdigest()
+            for name in ("work", "input", "library")
+        ]
+        assert re.findall(rb"^(\w{64})  -\nrun$", machine.log(2), re.M) == [digest.encode() for digest in sums]
+    finally:
+        machine.end()
+
+
+def test_a_job_whose_files_have_their_size_and_are_zeros_is_not_begun_again(machine: Machine) -> None:
+    trees = [machine.put({"one": os.urandom(9000), "run": os.urandom(9000)}, {"run": "exec"}) for _ in range(5)]
+    library, given, own, linked, whole = trees
+    specs: list[dict[str, Any]] = [{"libraries": [library]}, {"restore": given}, {"tree": own}, {"tree": whole}]
+    specs.append({"inputs": {"a": f"{linked}/one", "b": whole}})
+    for number, spec in enumerate(specs, 1):
+        machine.submit(number, "sleep 600", recover=True, **spec)
+        machine.wait(number, "queued" if number > 1 else "running", within_s=60)
+    for place in (f"{library}/one", f"{given}/run", f"{own}/run", f"{linked}/one"):
+        path = machine.root / "trees" / place
+        came_ns = path.stat().st_mtime_ns
+        path.chmod(0o644)
+        path.write_bytes(bytes(9000))
+        os.utime(path, ns=(came_ns, came_ns))
+    machine.end()
+    assert boot(machine, 1, 2, 3, 4, 5) == b"job 4 begins again\n"
+
+
+@pytest.mark.parametrize("how", [WITH_JOURNAL, AT_ONCE])
+def test_what_a_job_was_given_of_another_machine_is_there_whole_after_a_power_cut(disk: Disk, how: int) -> None:
+    machine, content = Machine(disk.folder), os.urandom(9000)
+    script = "sha256sum outputs/checkpoint; until [ -e outputs/over ]; do sleep 0.05; done"
+    try:
+        machine.wire.call("jobs")
+        disk.settle()
+        given = machine.put({"outputs/checkpoint": content})
+        machine.submit(1, script, recover=True, restore=given)
+        machine.until_log(1, b"outputs/checkpoint", 60)
+    finally:
+        machine.end()
+    disk.cut(how)
+    machine = Machine(disk.folder)
+    try:
+        assert boot(machine, 1) == b"job 1 begins again\n"
+        machine.until_log(1, b"begins again\n" + hashlib.sha256(content).hexdigest().encode(), 60)
     finally:
         machine.end()

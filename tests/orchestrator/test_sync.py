@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,6 @@ from orchestrator.wire import MAX_FRAME, frame
 from tests.orchestrator.machines import Machine, false_wire, fill, j, ok, small_disk, stream
 
 GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always"]
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    home = tmp_path / "machine"
-    home.mkdir()
-    made = Machine(home)
-    yield made
-    made.end()
 
 
 @pytest.fixture
@@ -269,6 +260,34 @@ def test_after_a_boot_what_is_on_the_machine_is_read_before_it_is_believed(machi
     assert sync.push(machine.agent(), tree).sent_files == 1
     assert {path.name: path.read_bytes() for path in there.iterdir()} == contents
     assert sync.push(machine.agent(), tree).sent_files == 0 and "another" not in booted.read_text()
+
+
+# Whether a tree is believed on a machine that is started two hours from now.
+BELIEVES = """
+import sys
+import supervisor, trees
+supervisor.up_s = lambda: -7200
+trees.doubt_after_boot()
+print(trees.has_tree(sys.argv[1]))
+"""
+
+
+def test_what_was_on_the_machines_disk_long_before_it_went_down_is_believed(machine: Machine) -> None:
+    """To read a terabyte again takes hours of a machine that waits."""
+    tree = machine.put({"one": b"1" * 9000, "run": b"#" * 9000}, {"run": "exec"})
+    machine.ran(1, "echo alive")
+    for path in (machine.root / "trees" / tree).iterdir():
+        came_ns = path.stat().st_mtime_ns
+        path.chmod(0o644)
+        path.write_bytes(b"\0" * 9000)
+        os.utime(path, ns=(came_ns, came_ns))
+    for last_sign_s, believed in ((7100, b"True\n"), (7300, b"False\n"), (3500, b"False\n")):
+        log = machine.folder(1) / "log"
+        os.utime(log, times=(0, time.time() + last_sign_s))
+        (machine.root / "believed.json").write_text(f'"with {last_sign_s}"')
+        argv = [machine.python, "-c", BELIEVES, tree]
+        env = {**machine.env, "PYTHONPATH": str(machine.root / "bin")}
+        assert subprocess.run(argv, env=env, capture_output=True, timeout=60, check=True).stdout == believed
 
 
 def test_a_machine_gets_no_content_but_of_the_tree(project: Path) -> None:
