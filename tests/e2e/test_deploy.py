@@ -236,10 +236,18 @@ def host(cli: Cli, server: str) -> Iterator[Host]:
 def everything(port: int, data: bytes) -> bytes:
     """Sends it, says that this was all, and reads what comes back."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        threading.Thread(target=lambda: (connection.sendall(data), connection.shutdown(socket.SHUT_WR))).start()
+
+        def send() -> None:
+            with contextlib.suppress(OSError):  # the other side may hang up before
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
         got = b""
         while piece := connection.recv(1 << 16):
             got += piece
+        sender.join()
     return got
 
 
