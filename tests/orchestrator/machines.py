@@ -125,7 +125,7 @@ class Machine:
     def status(self, number: int) -> dict[str, Any]:
         return self.wire.call("jobs")[str(number)]
 
-    def wait(self, number: int, *states: str, within_s: float = 20) -> dict[str, Any]:
+    def wait(self, number: int, *states: str, within_s: float = 60) -> dict[str, Any]:
         """Until the job is in one of these states; with none, until it has ended."""
         end = time.monotonic() + within_s
         while True:
@@ -144,7 +144,7 @@ class Machine:
         path = self.folder(number) / "log"
         return path.read_bytes() if path.exists() else b""
 
-    def until_log(self, number: int, text: bytes, within_s: float = 20) -> None:
+    def until_log(self, number: int, text: bytes, within_s: float = 60) -> None:
         end = time.monotonic() + within_s
         while text not in self.log(number):
             assert time.monotonic() < end, self.log(number)
@@ -172,7 +172,8 @@ class Machine:
         while runs(pid) or self.locked(number):  # its first thread is gone before its last, which holds the lock
             time.sleep(0.01)
         state = {**self.state_file(number), "at": time.time() - 60, **change}
-        (self.folder(number) / "state.json").write_text(json.dumps(state))
+        (self.folder(number) / "aside").write_text(json.dumps(state))
+        (self.folder(number) / "aside").rename(self.folder(number) / "state.json")  # whoever waits for it reads it now
 
     def put(self, names: dict[str, bytes], modes: dict[str, str] | None = None) -> str:
         """Pushes a tree by hand; returns its name."""
@@ -214,7 +215,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def gone(pid: int, within_s: float = 10) -> bool:
+def gone(pid: int, within_s: float = 60) -> bool:
     """Whether the process ends within that time: a killed one lives on until the kernel comes to it."""
     deadline = time.monotonic() + within_s
     while runs(pid) and time.monotonic() < deadline:
