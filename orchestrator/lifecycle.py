@@ -318,9 +318,7 @@ def start(
         begun = snapshot.of(session, lost) if lost else None
         ready, load = check(fleet, store, session, config, argv, watcher, begun)
         if lost is None:
-            job = payload.submit(store, session, config, fleet, ready, load, watcher, node)
-            if config.recover:
-                snapshot.take(session, job, config, argv, load.trees, watcher.say)
+            job = payload.submit(store, session, config, fleet, ready, load, watcher, node, argv=argv)
         else:
             job = payload.submit_again(store, session, fleet, ready, load, watcher, lost)
     watcher.say(f"job {job.number}: {job.command}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.provider import SpotNotice
-from orchestrator import bucket, jobs, sync, worktree
+from orchestrator import bucket, jobs, snapshot, sync, worktree
 from orchestrator.bootstrap import Ready
 from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable, UsageError
 from orchestrator.fleet import Fleet, Part, part_of
@@ -101,10 +101,12 @@ def submit(
     watcher: Watcher,
     node: int | None = None,
     run_id: str = "",
+    argv: list[str] | None = None,
 ) -> Job:
     """Records the job, sends what it needs, queues it, on each machine; with `node` on that one, the fleet's only.
 
-    Raises OrchestrateError; then it is recorded as not started.
+    What one that is to be brought back begins with (`argv`: the command line's words) is kept before a machine has it.
+    Raises OrchestrateError; then it is recorded as not started, and nothing is kept.
     """
     started = time.monotonic()
     results = config.workdir_path() / "results" / session.name
@@ -115,6 +117,8 @@ def submit(
         with noted(job):
             write_record(job, session, config, load.spec, load.env, ready[0], WORK in load.trees, seconds)
             bucket.note(job, config, session)
+        if config.recover and node is None:
+            snapshot.take(session, job, config, argv, load.trees, watcher.say)
         queue(fleet, session, job, load, ready, watcher)
         if store.reread(job).state == "submitting":  # from now on a machine that hasn't got it has lost it
             store.update_job(job, state="queued")
@@ -122,6 +126,7 @@ def submit(
         raise  # its fate is unknown: it stays "submitting", and the next look at the machine tells
     except OrchestrateError as error:
         store.update_job(job, state="failed", reason=f"could not be submitted: {error}"[:1000], pulled=1)
+        snapshot.drop(session, job)
         raise
     return store.reread(job)
 

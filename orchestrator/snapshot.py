@@ -140,6 +140,11 @@ def of(session: Session, job: Job) -> Snapshot | None:
         return None
 
 
+def drop(session: Session, job: Job) -> None:
+    """Keeps it no longer; the content may be other jobs' too, and stays."""
+    shutil.rmtree(folder(session, job), ignore_errors=True)
+
+
 def folder(session: Session, job: Job) -> Path:
     """Where it is kept."""
     return session.folder / KEPT / str(job.number)

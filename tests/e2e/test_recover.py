@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -40,6 +42,21 @@ for step in range(done + 1, 21):
         time.sleep(0.1)
 """
 ALL = list(range(1, 21))
+# A client that kills itself, as nobody can who catches signals, just before its job is queued or just after.
+CLIENT = """
+import os, signal, sys
+from orchestrator import cli, payload
+
+queue, when = payload.queue, sys.argv.pop(1)
+
+def killed(*given):
+    if when == "after":
+        queue(*given)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+payload.queue = killed
+cli.main()
+"""
 
 
 def steps(text: str) -> list[int]:
@@ -284,6 +301,22 @@ def weights(path: Path) -> list[bytes]:
     """Each tensor's bytes in a file of weights."""
     with zipfile.ZipFile(path) as file:
         return [file.read(name) for name in sorted(file.namelist()) if "/data/" in name]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_job_whose_client_was_killed_while_it_was_queued_runs_once_and_to_its_end(cli: Cli, when: str) -> None:
+    cli.write("orchestrate.yaml", "run: sh count.sh\nrecover: true\nstop_grace: 7s\ntools: []\n")
+    cli.write("count.sh", "echo x >> $ORCHESTRATE_SHARED/ran; cp $ORCHESTRATE_SHARED/ran outputs")
+    cli("up", "s", "--yes")
+    argv = [sys.executable, "-c", CLIENT, when, "run"]
+    killed = subprocess.run(argv, cwd=cli.folder, env=cli.env(None), capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    cli.write("count.sh", "exit 1")
+    assert "`orchestrate recover s -j 1`" in Store(cli.home).what_is_open()
+    cli("recover")
+    assert (results(cli) / "outputs/ran").read_text() == "x\n"
+    assert json.loads((results(cli) / "run.json").read_text())["config"]["stop_grace"] == "7s"
+    cli("down")
 
 
 def test_a_local_job_whose_supervisor_was_killed_goes_on(counting: Cli, eventually: Any) -> None:
