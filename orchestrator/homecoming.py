@@ -12,7 +12,7 @@ from infra import provider
 from orchestrator import bucket, jobs, payload, sync
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable
 from orchestrator.fleet import Fleet, Part
-from orchestrator.session import is_gone
+from orchestrator.session import missing
 from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
@@ -67,7 +67,8 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
                     watcher.say(f"job {job.number}: {error}")
                     kept = error
     except Unreachable as error:
-        gone = [machine for machine in session.machines if is_gone(session, machine)]
+        gone = missing(session, session.machines)
+        store.gone(session, gone)
         if not gone:
             raise Unreachable(
                 f"{error}; the results of job {listed} are still on the machine, which is kept",

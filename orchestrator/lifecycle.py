@@ -42,6 +42,7 @@ from orchestrator.session import (
     keys,
     load_cloud,
     mapped,
+    missing,
     moment,
     said_where_gone,
     seeded_key,
@@ -131,7 +132,7 @@ def is_as_asked(session: Session, config: Config) -> bool:
 def again(store: Store, session: Session, config: Config, clouds: Clouds, watcher: Watcher) -> Session:
     """The session's machines, checked to be ready; where they have ended and their disks are kept, started again."""
     cloud = clouds[session.provider]
-    if cloud.keeps_disk and any(is_gone(session, machine) for machine in session.machines):
+    if cloud.keeps_disk and missing(session, session.machines):
         store.extend(session, time.time() + config.resources.expiry)
         session = store.pick(session.name)
         session = create(store, session, clouds, config, propose(clouds, session.name, config), watcher)
@@ -401,7 +402,8 @@ def finish(
                     host, record, part, watchers[node], seen, pull_every_s, lambda: is_gone(session, machine)
                 )
             except MachineGone as error:
-                raise gone(session, machine, f", and job {job.number} with it") from error
+                store.gone(session, [machine])
+                raise gone(session, [machine], f", and job {job.number} with it") from error
         watchers[node].close()
         if ended.state in ("failed", "lost") and len(parts) > 1:
             failed.append((node, ended))

@@ -39,7 +39,7 @@ from orchestrator.lifecycle import (
     start,
 )
 from orchestrator.market import Clouds, allowed, propose
-from orchestrator.session import held, is_gone, keys, load_cloud, mapped, moment, seeded_key, taken_down
+from orchestrator.session import held, keys, load_cloud, mapped, missing, moment, seeded_key, taken_down
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
 from orchestrator.wire import MachineError
@@ -64,7 +64,7 @@ def run(
     if detach:
         return lifecycle.run(store, session, config, argv, watcher, detach)
     if load_cloud(session.provider, session.simulated).keeps_disk:
-        gone = [machine for machine in session.machines if is_gone(session, machine)]
+        gone = missing(session, session.machines)
         session = anew(store, session, config, gone, watcher) if gone else session
     with Fleet(session) as fleet:
         job = start(fleet, store, session, config, argv, watcher)
@@ -105,9 +105,8 @@ def with_more_time(store: Store, session: Session, until: float) -> Session:
                 f"{moment(session.expires_at)}",
                 "leave --ttl out",
             )
-        if all(is_gone(session, machine) for machine in session.machines):  # at their end, and cost nothing since
-            store.ended(session, session.expires_at)
-            session = store.pick(session.name)
+        store.gone(session, missing(session, session.machines))
+        session = store.pick(session.name)
         check_budget(session, until)
         store.extend(session, until)
         return store.pick(session.name)
@@ -163,7 +162,7 @@ def begin_again(
     """Queues a lost job once more, on machines that are there, whichever of them are lost while it is at that."""
     for again in reversed(range(REBOOTS)):
         session = as_extended(store, session)
-        if gone := lost_machines(session, job):
+        if gone := lost_machines(store, session, job):
             if is_over(session):
                 raise MachineGone(
                     f"{session.name!r} reached its expiry at {moment(session.expires_at)}, before the end of job "
@@ -216,7 +215,7 @@ def see_through(store: Store, session: Session, job: Job, watcher: Watcher) -> J
                 raise
             return replace(job, state="lost", reason=str(error))
         except (Unreachable, TransferIncomplete) as error:
-            if lost_machines(session, job):
+            if lost_machines(store, session, job):
                 return replace(job, state="lost", reason=str(error))
             if not again:
                 raise
@@ -226,11 +225,13 @@ def see_through(store: Store, session: Session, job: Job, watcher: Watcher) -> J
     raise AssertionError("the last try returns or raises")
 
 
-def lost_machines(session: Session, job: Job) -> list[MachineRow]:
+def lost_machines(store: Store, session: Session, job: Job) -> list[MachineRow]:
     """Those that the cloud has no more, and the one that it is about to take."""
     notice = re.match(r"(?:machine (\d+): )?preempted", job.reason)
     taken = int(notice[1] or 0) if notice else None
-    return [machine for machine in session.machines if machine.node == taken or is_gone(session, machine)]
+    gone = missing(session, session.machines)
+    store.gone(session, gone)
+    return [machine for machine in session.machines if machine.node == taken or machine in gone]
 
 
 def where(session: Session) -> str:
@@ -259,7 +260,8 @@ def anew(
     clouds: Clouds = allowed(config, session.simulated)
     cloud = clouds.setdefault(session.provider, load_cloud(session.provider, session.simulated))
     with held(store, session) as session:
-        gone = [machine for machine in gone if machine.id in {one.id for one in session.machines}]
+        ids = {machine.id for machine in gone}
+        gone = [machine for machine in session.machines if machine.id in ids]
         if not gone:  # another command has made them anew
             return session
         if cloud.keeps_disk:
@@ -287,6 +289,7 @@ def ended_where_it_fails(store: Store, session: Session, clouds: Clouds, watcher
         now = store.pick(session.name)  # it may have gone to another cloud meanwhile
         watcher.say("removing what was made")
         end_machines(now, clouds[now.provider], watcher)
+        store.gone(now, now.machines)
         store.set_state(now, "ready")
         if not isinstance(error, OrchestrateError):
             raise
@@ -354,7 +357,7 @@ def rows(session: Session, made: Sequence[Machine]) -> list[MachineRow]:
     found = []
     for row, machine in zip(session.machines, made, strict=True):
         if machine.id not in known:
-            row = replace(row, id=machine.id, host_key=seeded, created_at=now, ended_at=None)
+            row = replace(row, id=machine.id, host_key=seeded, created_at=now, ended_at=None, gone_at=None)
         reached = replace(row, host=machine.host, port=machine.port, private_address=machine.private_address)
         found.append(reached)
     return found
@@ -367,6 +370,8 @@ def elsewhere(store: Store, session: Session, config: Config, clouds: Clouds, wa
     """
     lost = session.machine
     end_machines(session, clouds[session.provider], watcher)
+    store.gone(session, session.machines)
+    session = store.pick(session.name)
     config, now = as_made(session, config), time.time()  # another command may have moved the end, and the budget
     proposal = propose(
         clouds, session.name, config, watcher.say, session.expires_at - now, session.cost(min(now, session.expires_at))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from infra import provider
@@ -43,12 +43,7 @@ def connect(session: Session, machine: MachineRow | None = None, past_end: bool 
             f"`orchestrate up {session.name}` goes on with it, `orchestrate down {session.name}` ends it",
         )
     if time.time() > session.expires_at and not past_end and is_gone(session, machine):
-        raise Unreachable(
-            f"the machine of {session.name!r} reached its expiry at {moment(session.expires_at)}, and ended",
-            f"`orchestrate up {session.name}` starts it again, with the disk that it had"
-            if load_cloud(session.provider, session.simulated).keeps_disk
-            else f"`orchestrate down {session.name}` says what came home of it, and closes the session",
-        )
+        raise gone(session, [machine])
     key = session.folder / CLIENT_KEY
     return Host(
         machine.host, machine.port, machine.user, key, machine.host_key, lambda: is_gone(session, machine)
@@ -61,18 +56,24 @@ def moment(seconds: float) -> str:
 
 
 def is_gone(session: Session, machine: MachineRow) -> bool:
-    """Whether the cloud itself has that machine no more. A cloud that doesn't answer says nothing."""
-    cloud = load_cloud(session.provider, session.simulated)
+    """Whether the cloud itself has that machine no more."""
+    return bool(missing(session, [machine]))
+
+
+def missing(session: Session, machines: Sequence[MachineRow]) -> list[MachineRow]:
+    """Those of the session's machines that the cloud itself has no more. A cloud that doesn't answer says nothing."""
+    cloud, left = load_cloud(session.provider, session.simulated), list(machines)
     try:
         if cloud.lives:
-            return not cloud.lives(session.name, session.folder, machine.id)
+            return [machine for machine in left if not cloud.lives(session.name, session.folder, machine.id)]
         for look in range(LOOKS):
-            time.sleep(LOOK_AGAIN_S if look else 0)
-            if any(machine.id in one for one in cloud.survivors(session.name, session.folder)):
-                return False
+            if left:
+                time.sleep(LOOK_AGAIN_S if look else 0)
+                there = cloud.survivors(session.name, session.folder)
+                left = [machine for machine in left if not any(machine.id in one for one in there)]
     except InfraError:
-        return False
-    return True
+        return []
+    return left
 
 
 @contextlib.contextmanager
@@ -82,23 +83,26 @@ def said_where_gone(session: Session, machine: MachineRow) -> Iterator[None]:
         yield
     except Unreachable as error:
         if is_gone(session, machine):
-            raise gone(session, machine) from error
+            raise gone(session, [machine]) from error
         raise
 
 
-def gone(session: Session, machine: MachineRow, more: str = "") -> MachineGone:
-    """The error where a machine has ended by itself, with what to do about it."""
-    which = f"machine {machine.node} of {len(session.machines)}" if len(session.machines) > 1 else "the machine"
+def gone(session: Session, machines: Sequence[MachineRow], more: str = "") -> MachineGone:
+    """The error where machines have ended by themselves, with what to do about it."""
+    several, over = len(session.machines) > 1, time.time() > session.expires_at
+    listed = ", ".join(str(machine.node) for machine in machines)
+    which = f"machine {listed} of {len(session.machines)}" if several else "the machine"
+    ended = f"reached its expiry at {moment(session.expires_at)}, and ended" if over else "has ended"
     hint = (
-        f"`orchestrate recover {session.name}` has a job of `run --recover` go on elsewhere; `orchestrate down "
-        f"{session.name}` brings home what is left and closes the session"
+        f"`orchestrate recover {session.name}{' --ttl 4h' * over}` has a job of `run --recover` go on elsewhere; "
+        f"`orchestrate down {session.name}` brings home what is left and closes the session"
     )
     if load_cloud(session.provider, session.simulated).keeps_disk:
         hint = (
             f"`orchestrate up {session.name}` starts it again, with the disk that it had; so does `orchestrate recover "
             f"{session.name}`, and has a job of `run --recover` go on"
         )
-    return MachineGone(f"{which} of {session.name!r} has ended{more}", hint)
+    return MachineGone(f"{which} of {session.name!r} {ended}{more}", hint)
 
 
 @contextlib.contextmanager

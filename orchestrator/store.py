@@ -16,7 +16,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS machines (
     currency TEXT NOT NULL, created_at REAL NOT NULL, ended_at REAL,
     node INTEGER NOT NULL DEFAULT 0, -- its place among the machines that were made together
     private_address TEXT NOT NULL DEFAULT '', -- where the others of them reach it
+    gone_at REAL,                    -- when the cloud was seen to have it no more: from then on it costs nothing
     PRIMARY KEY (session, id));
 CREATE TABLE IF NOT EXISTS jobs (
     session INTEGER NOT NULL REFERENCES sessions (id), number INTEGER NOT NULL, run_id TEXT NOT NULL,
@@ -54,12 +55,14 @@ CREATE TABLE IF NOT EXISTS jobs (
     PRIMARY KEY (session, number));
 CREATE TABLE IF NOT EXISTS events (
     session INTEGER NOT NULL REFERENCES sessions (id), at REAL NOT NULL, what TEXT NOT NULL);
+"""
+COSTS = """
 CREATE VIEW IF NOT EXISTS costs AS
-    SELECT s.name, m.id AS machine, m.price_per_hour, m.currency,
-           (COALESCE(m.ended_at, (julianday('now') - 2440587.5) * 86400) - m.created_at) / 3600.0 AS hours,
-           (COALESCE(m.ended_at, (julianday('now') - 2440587.5) * 86400) - m.created_at) / 3600.0
-           * m.price_per_hour AS cost
-    FROM machines m JOIN sessions s ON s.id = m.session;
+    SELECT name, machine, price_per_hour, currency, hours, hours * price_per_hour AS cost
+    FROM (SELECT s.name, m.id AS machine, m.price_per_hour, m.currency,
+                 (COALESCE(m.gone_at, m.ended_at, (julianday('now') - 2440587.5) * 86400) - m.created_at) / 3600.0
+                 AS hours
+          FROM machines m JOIN sessions s ON s.id = m.session);
 """
 MEND = "it is where sessions are remembered: free some space, mend its permissions, or set ORCHESTRATE_HOME"
 KEPT = "kept"  # in a session's folder: what jobs that outlive their machines were begun with
@@ -68,7 +71,11 @@ ENDED = ("succeeded", "failed", "stopped", "lost")
 
 ADDED = {  # columns that a record of an earlier version lacks
     "sessions": {"simulated": "INTEGER NOT NULL DEFAULT 0", "budget": "REAL", "resources": "TEXT NOT NULL DEFAULT ''"},
-    "machines": {"node": "INTEGER NOT NULL DEFAULT 0", "private_address": "TEXT NOT NULL DEFAULT ''"},
+    "machines": {
+        "node": "INTEGER NOT NULL DEFAULT 0",
+        "private_address": "TEXT NOT NULL DEFAULT ''",
+        "gone_at": "REAL",
+    },
     "jobs": {"node": "INTEGER"},
 }
 
@@ -125,12 +132,13 @@ class MachineRow:
     ended_at: float | None
     node: int = 0
     private_address: str = ""
+    gone_at: float | None = None  # when the cloud was seen to have it no more
 
     def cost(self, now: float) -> float | None:
         """What it has cost until now or its end; None where the price is unknown."""
         if self.price_per_hour is None:
             return None
-        return self.price_per_hour * ((self.ended_at or now) - self.created_at) / 3600
+        return self.price_per_hour * ((self.gone_at or self.ended_at or now) - self.created_at) / 3600
 
 
 @dataclass(frozen=True)
@@ -231,7 +239,9 @@ class Store:
             for table, columns in ADDED.items():
                 there = {row["name"] for row in self.db.execute(f"PRAGMA table_info({table})")}
                 for column in columns.keys() - there:
+                    self.db.execute("DROP VIEW IF EXISTS costs")  # it may not know that column
                     self.db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
+            self.db.execute(COSTS)
         except (OSError, sqlite3.Error) as error:
             raise OrchestrateError(f"the record in {self.folder} can't be used: {error}", MEND) from error
         finally:
@@ -348,13 +358,23 @@ class Store:
                 self._write(
                     f"INSERT INTO machines (session, {', '.join(values)}) VALUES (?{', ?' * len(values)}) "
                     "ON CONFLICT (session, id) DO UPDATE SET host = excluded.host, port = excluded.port, "
-                    "host_key = excluded.host_key, ended_at = NULL",
+                    "host_key = excluded.host_key, ended_at = NULL, gone_at = NULL",
                     session.id, *values.values(),
                 )  # fmt: skip
 
-    def ended(self, session: Session, at: float) -> None:
-        """All of its machines have ended then."""
-        self._write("UPDATE machines SET ended_at = ? WHERE session = ? AND ended_at IS NULL", at, session.id)
+    def gone(self, session: Session, machines: Iterable[MachineRow]) -> None:
+        """The cloud has these no more: they cost nothing from now on, or from the session's expiry."""
+        for machine in machines:
+            self._write(
+                "UPDATE machines SET gone_at = MIN(?, (SELECT expires_at FROM sessions WHERE id = session)) "
+                "WHERE session = ? AND id = ? AND COALESCE(gone_at, ended_at) IS NULL",
+                self.clock(), session.id, machine.id,
+            )  # fmt: skip
+
+    def there(self, session: Session, machine: MachineRow) -> None:
+        """That machine answers: it costs what it costs, whatever was seen before."""
+        if machine.gone_at is not None:
+            self._write("UPDATE machines SET gone_at = NULL WHERE session = ? AND id = ?", session.id, machine.id)
 
     def pin(self, session: Session, machine: MachineRow, host_key: str) -> None:
         """Records the host key that a machine has to show from now on; during a rotation two, a line each."""

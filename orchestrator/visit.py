@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 
 from orchestrator import homecoming, jobs, sync
-from orchestrator.errors import Locked, OrchestrateError, UsageError
+from orchestrator.errors import Locked, OrchestrateError, Unreachable, UsageError
 from orchestrator.fleet import Fleet
 from orchestrator.homecoming import bring_home, coming_home
-from orchestrator.session import moment, said_where_gone
+from orchestrator.session import gone, missing, moment
 from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
@@ -32,27 +32,32 @@ def look(store: Store, session: Session) -> Seen:
         return Seen(session, known, None)
     sending = bool(store.holder(session.name))  # then the machine needn't have what is on its way
     waiting = [job for job in known if not job.pulled and not (sending and job.state == "submitting")]
-    problems = dict[int, str]()
-    try:
-        machines = Fleet(session)
-    except OrchestrateError as error:  # it has reached its expiry
-        return Seen(session, known, False, f"{error}; {error.hint}")
-    with machines as fleet:
+    problems, over = dict[int, OrchestrateError](), time.time() > session.expires_at
+    ended = missing(session, session.machines) if over else []  # they needn't be dialled
+    with Fleet(session, past_end=True) as fleet:
 
         def ask(node: int, host: Host) -> None:
             machine = fleet.machines[node]
+            if machine in ended:
+                return
             try:
-                with said_where_gone(session, machine), host.agent(timeout_s=10) as wire:
+                with host.agent(timeout_s=10) as wire:
                     jobs.refresh(wire, store, [job for job in waiting if (job.node or 0) == machine.node])
+                store.there(session, machine)
             except OrchestrateError as error:
-                problems[node] = f"{error}; {error.hint}" if error.hint else str(error)
+                problems[node] = error
 
         fleet.each(ask)
-    said = [problems[node] for node in sorted(problems)]
-    if time.time() > session.expires_at:
+    silent = [session.machines[node] for node in sorted(problems) if isinstance(problems[node], Unreachable)]
+    ended = ended or missing(session, silent)
+    store.gone(session, ended)
+    errors = [problems[node] for node in sorted(problems) if session.machines[node] not in ended]
+    errors += [gone(session, ended)] if ended else []
+    said = [f"{error}; {error.hint}" if error.hint else str(error) for error in errors]
+    if over and len(ended) < len(session.machines):
         end = f"`orchestrate down {session.name}` ends it"
         said.append(f"it should have ended at {moment(session.expires_at)}, and is still there; {end}")
-    return Seen(session, store.jobs(session), not problems, "; ".join(said))
+    return Seen(store.find(session.name) or session, store.jobs(session), not errors, "; ".join(said))
 
 
 def check_sent(store: Store, session: Session, job: Job) -> None:

@@ -251,6 +251,10 @@ def test_without_recover_a_lost_machine_is_said_and_what_came_home_stays(
     cloud.delete("alicloud", cloud.machines()[0].id)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 7 and b"has ended" in err and b"Traceback" not in err
+    (lost,) = Store(cli.home).pick("s").machines
+    assert lost.gone_at and lost.gone_at < time.time(), "from then on it costs nothing"
+    (seen,) = cli("status", "--json").json
+    assert seen["answers"] is False and seen["machine"]["gone_at"] == lost.gone_at
     assert (results(cli) / "outputs/state").exists()
     down = cli("down", code=8)  # though its network and its key are still there
     assert "the machine has ended by itself" in down.err and "--discard" in down.err
@@ -344,6 +348,8 @@ def test_local_machines_that_are_lost_are_said_by_status_and_started_again(count
     seen = cli("status", "s")
     assert "not every machine answers" in seen.out and "machine 1 of 3 of 's' has ended" in seen.out, seen.out
     assert "`orchestrate up s` starts it again" in " ".join(seen.out.split())
+    gone = [bool(one["gone_at"]) for one in cli("status", "--json").json[0]["machines"]]
+    assert gone == [False, True, False]
     refused = cli("run", code=7)
     assert "machine 1 of 3 of 's' has ended" in refused.err and "`orchestrate up s`" in refused.err
     records = Store(cli.home)
@@ -361,7 +367,7 @@ def test_local_machines_that_are_lost_are_said_by_status_and_started_again(count
     assert all(logged(cli, node) == ALL for node in range(3)), err.decode()
     assert kept.stat().st_ino != before  # the part that had outlived its server has begun again, too
     seen = cli("status", "--json").json[0]
-    assert seen["answers"] is True
+    assert seen["answers"] is True and [one["gone_at"] for one in seen["machines"]] == [None] * 3
     ends = [json.loads(local.files_of(folder, node).settings.read_text()) for node in range(3)]
     assert {one["expires_at"] for one in ends} == {seen["expires_at"]}  # also of the one that had not ended
     end(cli, 1)
@@ -398,8 +404,11 @@ def test_a_job_that_is_being_sent_is_no_job_that_never_came(cli: Cli) -> None:
         assert cli("status", "--json").json[0]["jobs"][0]["state"] == "submitting"
         for verb in ("pull", "stop"):
             assert "job 1 is being sent, by `orchestrate" in cli(verb, code=5).err
-    job = cli("status", "--json").json[0]["jobs"][0]
+    records.gone(session, session.machines)  # as if the cloud had left it out of its list
+    (seen,) = cli("status", "--json").json
+    job = seen["jobs"][0]
     assert job["state"] == "failed" and job["reason"] == "it never reached the machine"
+    assert seen["answers"] is True and seen["machine"]["gone_at"] is None, "it answers, and so it costs"
     cli("down", "--yes")
 
 

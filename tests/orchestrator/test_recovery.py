@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import following, lifecycle, recovery, sync
+from orchestrator import following, lifecycle, recovery, sync, visit
 from orchestrator import session as sessions
 from orchestrator.config import Config
 from orchestrator.errors import Locked, MayStillBill, OrchestrateError, TransferIncomplete, Unreachable, UsageError
@@ -103,7 +103,7 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     replaced: list[list[str]] = []
     tries: list[Any] = [Unreachable("gone too"), TransferIncomplete("a file changed while it was sent"), job]
     gone: list[list[str]] = [[], ["b"], []]
-    monkeypatch.setattr(recovery, "is_gone", lambda session, machine: machine.id in gone[0])
+    monkeypatch.setattr(recovery, "missing", lambda _, machines: [one for one in machines if one.id in gone[0]])
     monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: ([], []))
     monkeypatch.setattr(recovery, "PAUSE_S", 0)
     monkeypatch.setattr(lifecycle.Fleet, "refresh", lambda *_: None)  # the machine knows nothing of it
@@ -226,6 +226,26 @@ def test_a_machine_that_a_list_leaves_out_once_is_there(session: Session, monkey
     assert sessions.is_gone(session, machine("b", 1.0)) and not lists
 
 
+def test_for_all_machines_that_do_not_answer_the_cloud_is_asked_once(
+    store: Store, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    cloud = SimpleNamespace(lives=None, keeps_disk=False, survivors=lambda *_: asked.append("list") or ["machine i-1"])
+    monkeypatch.setattr(sessions, "LOOK_AGAIN_S", 0)
+    monkeypatch.setattr(sessions, "load_cloud", lambda *_: cloud)
+    sessions.keys(session.folder)
+    store.add_machines(session, [replace(machine(f"i-{node}", 3.0), node=node, port=1) for node in range(3)])
+    seen = visit.look(store, store.pick("s"))
+    assert seen.answers is False and len(asked) == sessions.LOOKS
+    assert "Connection refused" in seen.problem and "machine 0, 2 of 3 of 's' has ended; `orchestrate" in seen.problem
+    assert [bool(one.gone_at) for one in seen.session.machines] == [True, False, True]
+    store.extend(session, 1.0)
+    asked.clear()
+    seen = visit.look(store, store.pick("s"))
+    assert len(asked) == sessions.LOOKS and "machine 0, 2 of 3 of 's' reached its expiry at" in seen.problem
+    assert "and is still there" in seen.problem
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_of_several_parts_one_that_is_lost_is_the_reason_though_others_say_sooner_that_they_failed(
     store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
@@ -323,7 +343,7 @@ def test_nothing_is_rented_for_a_job_that_could_not_begin(
 ) -> None:
     job = replace(store.add_job(session, "r", "true", [], tmp_path), state="lost")
     config = Config(secrets=("NOT_SET_HERE",))
-    monkeypatch.setattr(recovery, "is_gone", lambda *_: True)
+    monkeypatch.setattr(recovery, "missing", lambda session, machines: list(machines))
     monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: pytest.fail("it was stopped elsewhere"))
     monkeypatch.setattr(recovery, "anew", lambda *_: pytest.fail("a machine was made"))
     with pytest.raises(UsageError, match="NOT_SET_HERE"):
@@ -335,7 +355,7 @@ def test_a_job_that_its_machine_has_begun_again_itself_is_not_begun_once_more(
 ) -> None:
     job = store.add_job(session, "r", "true", [], tmp_path)
     store.update_job(job, state="lost", pulled=1)
-    monkeypatch.setattr(recovery, "is_gone", lambda *_: False)
+    monkeypatch.setattr(recovery, "missing", lambda *_: [])
     monkeypatch.setattr(recovery, "start", lambda *_, **__: pytest.fail("it ran twice"))
     monkeypatch.setattr(
         lifecycle.Fleet, "refresh", lambda self, store, jobs: store.update_job(jobs[0], state="succeeded", pulled=0)
@@ -366,6 +386,7 @@ def test_where_no_other_machine_can_be_had_the_session_stays_for_the_next_try(
     with pytest.raises((OrchestrateError, KeyboardInterrupt)) as raised, fails:
         raise error
     assert ended == ["s"] and store.pick("s").state == "ready"
+    assert all(machine.gone_at for machine in store.pick("s").machines), "they cost nothing any more"
     if isinstance(raised.value, OrchestrateError):
         assert raised.value.exit_code == 3 and "`orchestrate recover s` tries again" in raised.value.hint
 
@@ -377,7 +398,7 @@ def test_more_time_is_counted_from_what_was_spent_and_not_from_when_the_machine_
     opened = store.open_session("t", "aliyun", now - 10 * 3600, budget=15)
     store.set_state(opened, "ready")
     store.add_machines(opened, [machine("x", now - 18 * 3600)])  # at 1 an hour, for 8 hours
-    monkeypatch.setattr(recovery, "is_gone", lambda *_: True)
+    monkeypatch.setattr(recovery, "missing", lambda session, machines: list(machines))
     monkeypatch.setattr(recovery, "load_cloud", lambda *_: SimpleNamespace(keeps_disk=False))
     with pytest.raises(UsageError, match=r"may cost 16\.00, and its budget is 15"):
         recovery.with_more_time(store, store.pick("t"), now + 8 * 3600)

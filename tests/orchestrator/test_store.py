@@ -147,6 +147,54 @@ def test_machines_made_together_are_the_sessions_and_those_before_them_ended(sto
     assert cost(store.sessions(every=True)[0]) == "10.80 CNY"
 
 
+def test_a_machine_that_is_gone_costs_nothing_from_then_on_and_stays_one_of_the_sessions(
+    store: Store, clock: Clock
+) -> None:
+    session = opened(store)
+    here, lost = machine(created_at=1_000_000.0), replace(machine(), id="lost", node=1)
+    store.add_machines(session, [here, lost])
+
+    def costs() -> tuple[str, list[float]]:
+        hours = store.db.execute("SELECT hours FROM costs WHERE name = 's' AND machine = 'lost'")
+        return f"{store.pick('s').cost(clock.now):.1f}", [row["hours"] for row in hours]
+
+    clock.now += 3600
+    store.gone(session, [lost])
+    clock.now += 3600
+    store.gone(session, [lost])  # seen once more
+    assert costs() == ("10.8", [1.0]) and [one.id for one in store.pick("s").machines] == ["m", "lost"]
+    store.there(session, store.pick("s").machines[1])
+    assert costs()[0] == "14.4" and store.pick("s").machines == (here, lost)
+    store.extend(session, clock.now - 1800)
+    store.gone(session, [lost])
+    store.extend(session, clock.now + 1e6)
+    assert costs() == ("12.6", [1.5]), "it ended at its expiry of then"
+    store.add_machines(session, [here, lost])
+    assert store.pick("s").machines == (here, lost), "it was started again"
+    store.gone(session, [lost])
+    clock.now += 3600
+    store.add_machines(session, [here, replace(lost, id="new", created_at=clock.now)])
+    store.gone(session, [here])
+    clock.now += 3600
+    store.set_state(session, "closed")
+    assert cost(store.sessions(every=True)[0]) == "21.60 CNY"  # 3, 2 and 1 hours
+
+
+def test_a_record_of_an_earlier_version_learns_which_machines_are_gone(store: Store, clock: Clock) -> None:
+    session = opened(store)
+    store.add_machines(session, [machine()])
+    store.db.executescript(
+        "DROP VIEW costs; ALTER TABLE machines DROP COLUMN gone_at; "
+        "CREATE VIEW costs AS SELECT s.name, 9 AS hours FROM machines m JOIN sessions s ON s.id = m.session"
+    )
+    again = Store(store.folder, clock)
+    assert again.pick("s").machine == machine()
+    clock.now += 3600
+    again.gone(session, [machine()])
+    Store(store.folder, clock)
+    assert [row["hours"] for row in again.db.execute("SELECT hours FROM costs")] == [1.0]
+
+
 # ---- jobs ---------------------------------------------------------------------------------------------------------
 
 
