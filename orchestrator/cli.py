@@ -174,6 +174,7 @@ def recover(
     name: Named = None,
     job: JobOption = None,
     ttl: MoreTime = None,
+    budget: Budget = None,
     pass_exit_code: PassExitCode = False,
     as_json: Json = False,
 ) -> None:
@@ -181,9 +182,10 @@ def recover(
     with told(False, as_json) as watcher:
         from orchestrator import extension, recovery
 
-        records, ttl_s = store(), extension.parse_ttl(ttl) if ttl else None
+        ttl_s, most = extension.parse_ttl(ttl) if ttl else None, extension.parse_budget(budget)
+        records = store()
         session = records.pick(name)
-        seen = recovery.resume(records, session, records.job(session, job), watcher, ttl_s)
+        seen = recovery.resume(records, session, records.job(session, job), watcher, ttl_s, most)
         watcher.close()
         done(as_json, job_json(seen), f"job {seen.number} {seen.state}")
         ended(seen, False, pass_exit_code)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import replace
 
 from infra import provider
 from orchestrator import quantities as q
@@ -58,9 +57,14 @@ def check(session: Session, until: float, budget: float | None) -> None:
             f"{session.name!r} lasts until {moment(session.expires_at)} already, which is later",
             f"a longer --ttl counts from now; `orchestrate down {session.name}` ends it at once",
         )
+    check_budget(session, until, budget)
+
+
+def check_budget(session: Session, until: float, budget: float | None) -> None:
+    """Raises UsageError where machines like those of the session might cost more until then."""
+    most = at_most(session, until)
     if budget is None:
         return
-    most = at_most(replace(session, expires_at=until))
     if most is None:
         raise UsageError(
             f"the budget of {session.name!r} is {budget:g}, and nobody knows what more time would cost",
@@ -73,9 +77,11 @@ def check(session: Session, until: float, budget: float | None) -> None:
         )
 
 
-def at_most(session: Session) -> float | None:
-    """What a session may cost until its end, all its machines together; None where a price isn't known."""
-    return session.cost(session.expires_at)
+def at_most(session: Session, until: float | None = None) -> float | None:
+    """What a session may cost until its end, or then, on as many machines as it has; None where a price isn't known."""
+    now = time.time()
+    spent, hours = session.cost(now), max((session.expires_at if until is None else until) - now, 0) / 3600
+    return None if spent is None else spent + hours * sum(row.price_per_hour or 0 for row in session.machines)
 
 
 def summary(session: Session) -> str:

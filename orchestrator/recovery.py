@@ -27,6 +27,7 @@ from orchestrator.errors import (
     Unreachable,
     UsageError,
 )
+from orchestrator.extension import check_budget
 from orchestrator.fleet import Fleet
 from orchestrator.homecoming import bring_rest_home
 from orchestrator.interrupts import one_interrupt
@@ -71,11 +72,18 @@ def run(
     return bring_through(store, session, config, argv, job, watcher)
 
 
-def resume(store: Store, session: Session, job: Job, watcher: Watcher, ttl_s: float | None = None) -> Job:
+def resume(
+    store: Store,
+    session: Session,
+    job: Job,
+    watcher: Watcher,
+    ttl_s: float | None = None,
+    budget: float | None = None,
+) -> Job:
     """A job that `run` began here, and that no command brings back any more: followed, or begun again, to its end.
 
     With the words and the files that it began with. `ttl_s`: how long another machine may last, in seconds, where the
-    session has reached its expiry. Raises OrchestrateError.
+    session has reached its expiry; `budget`: another one. Raises OrchestrateError.
     """
     begun, keeper = snapshot.of(session, job), store.keeper(session, job)
     if keeper:
@@ -91,24 +99,24 @@ def resume(store: Store, session: Session, job: Job, watcher: Watcher, ttl_s: fl
             f"job {job.number} was not begun with --recover: there is nothing kept that it could go on with",
             f"`orchestrate logs {session.name} -f` follows it; `orchestrate run --recover` begins one that can",
         )
-    if ttl_s is not None:
-        session = with_more_time(store, session, time.time() + ttl_s)
+    if ttl_s is not None or budget is not None:
+        session = with_more(store, session, ttl_s, budget)
     return bring_through(store, session, begun.config, begun.argv, job, watcher)
 
 
-def with_more_time(store: Store, session: Session, until: float) -> Session:
-    """The session, whose expiry has come, with another. Raises UsageError."""
+def with_more(store: Store, session: Session, ttl_s: float | None, budget: float | None) -> Session:
+    """The session, with another end where its own has come, or with another budget. Raises UsageError."""
     with held(store, session) as session:
-        if not is_over(session):
+        if ttl_s is not None and not is_over(session):
             raise UsageError(
                 f"{session.name!r} has no need of another end: it is one whose machines start again, or lasts until "
                 f"{moment(session.expires_at)}",
                 "leave --ttl out",
             )
+        until = session.expires_at if ttl_s is None else time.time() + ttl_s
         store.gone(session, missing(session, session.machines))
-        session = store.pick(session.name)
-        check_budget(session, until)
-        store.extend(session, until)
+        check_budget(store.pick(session.name), until, session.budget if budget is None else budget)
+        store.extend(session, until, budget)
         return store.pick(session.name)
 
 
@@ -116,21 +124,6 @@ def as_extended(store: Store, session: Session) -> Session:
     """With the end that it has by now: another command may have moved it."""
     now = store.find(session.name)
     return replace(session, expires_at=now.expires_at) if now else session
-
-
-def check_budget(session: Session, until: float) -> None:
-    """Raises UsageError where machines like the lost ones might cost more than is left of the budget."""
-    spent, prices = session.cost(time.time()), [machine.price_per_hour for machine in session.machines]
-    if session.budget is None:
-        return
-    hours = (until - time.time()) / 3600
-    most = None if spent is None or None in prices else spent + hours * sum(price for price in prices if price)
-    if most is None or most > session.budget:
-        cost = "nobody knows what" if most is None else f"{most:.2f}"
-        raise UsageError(
-            f"until {moment(until)} {session.name!r} may cost {cost}, and its budget is {session.budget:g}",
-            f"a shorter --ttl; or `orchestrate down {session.name}`, and a session with another budget",
-        )
 
 
 def is_over(session: Session) -> bool:

@@ -212,8 +212,10 @@ def test_with_its_client_killed_its_code_edited_and_its_time_over_a_lost_job_goe
     over = cli("recover", code=7)
     assert "reached its expiry" in over.err and "`orchestrate recover s --ttl 4h`" in over.err
     assert cloud.machines() == []
+    assert "and its budget is 0.01" in cli("recover", "--ttl", "1h", "--budget", "0.01", code=2).err
     cloud.sell_out("alicloud * *")
-    sold_out = cli("recover", "--ttl", "1h", code=3)
+    sold_out = cli("recover", "--ttl", "1h", "--budget", "1000", code=3)
+    assert cli("status", "--json").json[0]["budget"] == 1000
     assert "no machine is left" in sold_out.err and "`orchestrate recover s` tries again" in sold_out.err
     assert cloud.machines() == []
     cloud.store.alter("sold out", [], lambda gone: [])

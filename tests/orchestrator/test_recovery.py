@@ -400,8 +400,14 @@ def test_more_time_is_counted_from_what_was_spent_and_not_from_when_the_machine_
     store.add_machines(opened, [machine("x", now - 18 * 3600)])  # at 1 an hour, for 8 hours
     monkeypatch.setattr(recovery, "missing", lambda session, machines: list(machines))
     monkeypatch.setattr(recovery, "load_cloud", lambda *_: SimpleNamespace(keeps_disk=False))
-    with pytest.raises(UsageError, match=r"may cost 16\.00, and its budget is 15"):
-        recovery.with_more_time(store, store.pick("t"), now + 8 * 3600)
-    longer = recovery.with_more_time(store, store.pick("t"), now + 4 * 3600)
-    assert longer.expires_at > now and [one.id for one in longer.machines] == ["x"]
+    with pytest.raises(UsageError, match=r"may cost 16\.00, and its budget is 15") as error:
+        recovery.with_more(store, store.pick("t"), 8 * 3600, None)
+    assert error.value.hint == "a shorter --ttl, or a larger --budget"
+    with pytest.raises(UsageError, match=r"may cost 8\.00, and its budget is 7"):
+        recovery.with_more(store, store.pick("t"), None, 7)
+    assert recovery.with_more(store, store.pick("t"), None, 16).expires_at == opened.expires_at
+    with pytest.raises(UsageError, match=r"may cost 17\.00, and its budget is 16"):
+        recovery.with_more(store, store.pick("t"), 9 * 3600, None)
+    longer = recovery.with_more(store, store.pick("t"), 9 * 3600, 17.5)
+    assert longer.expires_at > now and longer.budget == 17.5 and [one.id for one in longer.machines] == ["x"]
     assert longer.cost(now) == pytest.approx(8)
