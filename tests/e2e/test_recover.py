@@ -21,6 +21,7 @@ from infra.hosting import is_server
 from orchestrator.store import Store
 from tests.conftest import Cli, survivors
 from tests.groups import undisturbed
+from tests.orchestrator.machines import runs
 
 if TYPE_CHECKING:
     from infra.simulator.cloud import Simulator
@@ -337,6 +338,58 @@ def test_a_local_job_whose_supervisor_was_killed_goes_on(counting: Cli, eventual
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
     assert logged(cli) == ALL
+    cli("down")
+
+
+# Says where it runs twice at once on a machine.
+ALONE = """
+import fcntl, os, pathlib, time
+shared = pathlib.Path(os.environ["ORCHESTRATE_SHARED"])
+lock = open(shared / "lock", "w")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print("step 1", flush=True)
+except BlockingIOError:
+    print("twice at once", flush=True)
+while not (shared / "over").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_of_several_machines_none_begins_a_lost_job_by_itself_and_a_part_that_runs_ends_before_all_begin_again(
+    cli: Cli, eventually: Any
+) -> None:
+    cli.write("alone.py", ALONE)
+    cli.write("orchestrate.yaml", "run: [sh, -c, exec python alone.py]\nrecover: true\ntools: []\n")
+    cli("up", "s", "--nodes", "2", "--yes")
+    cli("run", "--detach")
+    roots = [cli.home / f"sessions/s/machine{more}/home/.orchestrate" for more in ("", "-1")]
+    logs = [root / "jobs/0001/log" for root in roots]
+
+    def begun(times: int) -> bool:
+        return all(log.exists() and steps(log.read_text(errors="replace")) == [1] * times for log in logs)
+
+    eventually(lambda: begun(1))
+    folder = roots[1] / "jobs/0001"  # its machine goes down without a word, and comes up again
+    state, owner = json.loads((folder / "state.json").read_text()), int((folder / "lock").read_text())
+    os.kill(owner, signal.SIGKILL)
+    os.killpg(state["group"], signal.SIGKILL)
+    eventually(lambda: not (runs(owner) or runs(state["group"])))
+    (folder / "state.json").write_text(json.dumps({**state, "boot_id": "another boot", "at": 0}))
+    (again,) = roots[1].glob("**/again.py")
+    env = {**os.environ, "HOME": str(roots[1].parent)}
+    start = subprocess.run([sys.executable, again], env=env, capture_output=True, timeout=60, check=True)
+    assert start.stdout == b"" and begun(1)
+
+    records = Store(cli.home)
+    records.update_job(records.job(records.pick("s"), 1), state="lost")  # and who saw that was killed
+    process = cli.start("recover")
+    eventually(lambda: process.poll() is not None or begun(2))
+    for root in roots:
+        (root / "shared/over").touch()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+    assert begun(2) and not any("twice" in log.read_text() for log in logs)
     cli("down")
 
 
