@@ -55,6 +55,7 @@ ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 LAST_S = 30.0  # for the last checkpoint's way to a store, before the machine is down; systemd gives 90 s for all
 MOMENT_S = 0.05
 MEET_EVERY_S, MEET_WITHIN_S = 0.2, 7200.0  # looks whether the first machine of a group is ready
+SILENT_S = 600.0  # of the first machine, which refuses connections while its setup runs: then there is none
 EVERY_S = 10.0  # between two looks at the machine; a cloud gives a spot machine two to five minutes
 USAGE_LINES = 100_000  # eleven days of them
 MOST_REBOOTS = 20  # of one job's machine: more is a job that breaks it
@@ -313,12 +314,20 @@ class Supervisor:
     def wait_for_first(self, env: dict[str, str]) -> None:
         """Until the first machine of a group listens where all are to meet: its setup may take any time.
 
-        torchrun itself gives up after minutes, and asks ever more seldom. It has the last word where nobody ever comes.
+        torchrun itself gives up after minutes, and asks ever more seldom. It has the last word where nobody ever comes;
+        but where there is no machine any more, raises OSError.
         """
         host, _, port = env.get("PET_RDZV_ENDPOINT", "").rpartition(":")
         begun, said = time.monotonic(), False
+        heard = begun
         self.enter("preparing", reason="waiting for the first machine")
-        while port.isdigit() and time.monotonic() - begun < MEET_WITHIN_S and not answers(host, int(port)):
+        while port.isdigit() and time.monotonic() - begun < MEET_WITHIN_S:
+            listens = answers(host, int(port))
+            if listens:
+                return
+            heard = heard if listens is None else time.monotonic()
+            if time.monotonic() - heard > SILENT_S:
+                raise OSError(f"the first machine has not answered at {host} for {SILENT_S / 60:g} minutes")
             if not said and time.monotonic() - begun > EVERY_S:
                 said = True
                 self.say(f"waiting for the first machine to be at {host} port {port}: its setup may not be over")
@@ -786,11 +795,15 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-def answers(host: str, port: int) -> bool:
-    """Whether something there takes connections."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
-        return True
-    return False
+def answers(host: str, port: int) -> bool | None:
+    """Whether something there takes connections; None where nobody says so, or says that none does."""
+    try:
+        with socket.create_connection((host, port), timeout=5):
+            return True
+    except ConnectionError:
+        return False
+    except OSError:
+        return None
 
 
 def signal_bell() -> int:

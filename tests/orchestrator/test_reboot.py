@@ -45,11 +45,7 @@ def here(tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture
 def rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """A machine that was told to begin its jobs again by itself, and has always just come up."""
-    sources = json.loads(wire.sources())
-    patient = sources["supervisor.py"].replace("AGAIN_WITHIN_S = 300.0", "AGAIN_WITHIN_S = 1e12")
-    assert patient != sources["supervisor.py"]
-    monkeypatch.setattr(wire, "sources", lambda: json.dumps({**sources, "supervisor.py": patient}).encode())
-    with fresh_sources():
+    with fresh_sources(monkeypatch, "AGAIN_WITHIN_S = 300.0", "AGAIN_WITHIN_S = 1e12"):
         home = tmp_path / "machine"
         home.mkdir()
         made = Machine(home, OLDEST)
@@ -60,7 +56,12 @@ def rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]
 
 
 @contextlib.contextmanager
-def fresh_sources() -> Iterator[None]:
+def fresh_sources(monkeypatch: pytest.MonkeyPatch, known: str, instead: str) -> Iterator[None]:
+    """Machines get another supervisor."""
+    sources = json.loads(wire.sources())
+    changed = sources["supervisor.py"].replace(known, instead)
+    assert changed != sources["supervisor.py"]
+    monkeypatch.setattr(wire, "sources", lambda: json.dumps({**sources, "supervisor.py": changed}).encode())
     for again_and_again in (True, False):
         wire.digest.cache_clear()
         wire.parcel.cache_clear()

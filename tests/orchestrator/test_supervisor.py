@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib
@@ -9,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import pytest
 
 from orchestrator.wire import MachineError
 from tests.orchestrator.machines import Machine, fill, gone, pythons, runs, small_disk
+from tests.orchestrator.test_reboot import fresh_sources
 
 PYTHONS = list(pythons())
 PRESENT = {name: path for name, path, missing in PYTHONS if not missing}
@@ -77,6 +80,34 @@ def test_jobs_end_as_they_did_and_in_their_order(machine: Machine) -> None:
     assert last["reason"] == "exit code 1" and machine.log(7) == b""  # pipefail
     assert shared.read_text().split() == ["1", "2", "3", "6"]
     assert all(ends[n]["ended_at"] <= ends[n + 1]["started_at"] for n in range(1, 7))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_job_of_a_group_waits_for_the_first_machine_while_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    with contextlib.ExitStack() as stack, fresh_sources(monkeypatch, "SILENT_S = 600.0", "SILENT_S = 1.0"):
+        first = stack.enter_context(socket.socket())
+        first.bind(("127.0.0.1", 0))  # as long as nobody listens there, it refuses
+        port = first.getsockname()[1]
+        if not is_there:  # a queue that is full answers as little as no machine
+            first.listen(0)
+            for _ in range(3):
+                caller = stack.enter_context(socket.socket())
+                caller.setblocking(False)
+                caller.connect_ex(("127.0.0.1", port))
+        here = Machine(tmp_path)
+        stack.callback(here.end)
+        here.submit(1, "echo met", meet=True, env={"PET_RDZV_ENDPOINT": f"127.0.0.1:{port}"})
+        if is_there:
+            over = time.monotonic() + 3
+            while time.monotonic() < over:
+                assert here.wait(1, "queued", "preparing")["state"] != "running"
+            first.listen()
+            assert here.wait(1, within_s=60)["state"] == "succeeded"
+        else:
+            ended = here.wait(1, within_s=60)
+            assert ended["state"] == "failed" and "the first machine has not answered at 127.0.0.1" in ended["reason"]
 
 
 def test_a_signal_without_a_name_is_a_number(machine: Machine) -> None:
