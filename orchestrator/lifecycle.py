@@ -476,12 +476,23 @@ def take_away(
     """
     with contextlib.suppress(OrchestrateError):  # a full disk must not keep the machine; "closed" has to be written
         store.set_state(session, "closing")
+        look_for_gone(store, session)
     end_machines(session, cloud, watcher)
     bucket.remove(store, session, watcher.say, discard)
     store.set_state(session, "closed")
     shutil.rmtree(session.folder, ignore_errors=True)
     sshconfig.refresh(store)
     return next(closed for closed in store.sessions(every=True) if closed.id == session.id)
+
+
+def look_for_gone(store: Store, session: Session) -> None:
+    """Asks the cloud about machines that were seen to be gone, or whose end has come: any that is there costs."""
+    asked = [one for one in session.machines if one.gone_at or time.time() > session.expires_at]
+    ended = missing(session, asked)
+    store.gone(session, ended)
+    for machine in asked:
+        if machine not in ended:
+            store.there(session, machine)
 
 
 def end_machines(session: Session, cloud: provider.Cloud, watcher: Watcher) -> None:

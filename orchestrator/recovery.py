@@ -96,7 +96,8 @@ def resume(
         return job
     if begun is None:
         raise UsageError(
-            f"job {job.number} was not begun with --recover: there is nothing kept that it could go on with",
+            f"job {job.number} was not begun with --recover, or was on its way when the command that sent it was "
+            "killed: there is nothing kept that it could go on with",
             f"`orchestrate logs {session.name} -f` follows it; `orchestrate run --recover` begins one that can",
         )
     if ttl_s is not None or budget is not None:

@@ -184,6 +184,25 @@ def test_nothing_else_is_made_while_something_of_it_may_be_there(rented: Rented)
     assert rented.calls == ["destroy"] and rented.store.pick("s") == before
 
 
+@pytest.mark.parametrize(("lasts_s", "seen_gone", "is_there", "hours"), [
+    (2400, True, True, 0.5),  # it was left out of a list, and is there until now
+    (2400, True, False, 0.25),
+    (-600, False, True, 0.5),
+    (-600, False, False, 1 / 3),  # it has ended at its expiry
+])  # fmt: skip
+def test_what_a_machine_has_cost_in_the_end_is_what_the_cloud_has_of_it(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch, lasts_s: float, seen_gone: bool, is_there: bool, hours: float
+) -> None:
+    session = rented.half_made(lasts_s, machine=True)
+    if seen_gone:
+        rented.store.clock = lambda: time.time() - 900
+        rented.store.gone(session, session.machines)
+        rented.store.clock = time.time
+    monkeypatch.setattr(lifecycle, "missing", lambda session, machines: [] if is_there else machines)
+    closed = lifecycle.down(rented.store, "s", Told())  # type: ignore[arg-type]
+    assert closed.cost(time.time()) == pytest.approx(4 * hours, abs=0.1)
+
+
 def test_the_bucket_is_emptied_once_the_machine_is_gone_and_before_the_session_is_closed(
     rented: Rented, monkeypatch: pytest.MonkeyPatch
 ) -> None:
