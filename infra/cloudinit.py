@@ -82,6 +82,19 @@ SendSIGHUP=no
 TimeoutStopSec=120
 """
 
+# With systemd's own default for it, which some images have, a job would end with the session that has started it.
+LOGINS = """\
+[Login]
+KillUserProcesses=no
+"""
+
+# What is begun again by the user's own systemd may need the network, of which that one knows nothing.
+USERS = """\
+[Unit]
+Wants=network-online.target
+After=network-online.target
+"""
+
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 REKEY_PATH = "/usr/local/sbin/orchestrate-rekey"
 REKEY = f"""\
@@ -162,6 +175,8 @@ def files(spec: MachineSpec, mirrors: Mirrors, driver: str) -> list[dict[str, st
         (GUARD_PATH, "0755", guard),
         ("/etc/systemd/system/orchestrate-guard.service", "0644", GUARD_UNIT),
         ("/etc/systemd/system/session-.scope.d/10-orchestrate.conf", "0644", SESSIONS),
+        ("/etc/systemd/logind.conf.d/99-orchestrate.conf", "0644", LOGINS),
+        ("/etc/systemd/system/user@.service.d/10-orchestrate.conf", "0644", USERS),
         ("/etc/ssh/sshd_config.d/10-orchestrate.conf", "0644", f"Port {spec.ssh_port}\n{SSHD}"),
         (REKEY_PATH, "0755", REKEY),
     ]

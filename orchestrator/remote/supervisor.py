@@ -52,6 +52,7 @@ ROOT = os.path.expanduser("~/.orchestrate")
 RECORD_BYTES = 4096  # the exit record's reserved size
 ENDS = {"preempted": "lost", "shut down": "lost", "timed out": "failed"}  # how a job ends that nobody stopped
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+HEARD = signal.SIGUSR1  # tells the supervising thread of one of these
 LAST_S = 30.0  # for the last checkpoint's way to a store, before the machine is down; systemd gives 90 s for all
 MOMENT_S = 0.05
 MEET_EVERY_S, MEET_WITHIN_S = 0.2, 7200.0  # looks whether the first machine of a group is ready
@@ -254,6 +255,7 @@ class Supervisor:
         self.work = self.file("work")
         self.process: subprocess.Popen[bytes] | None = None
         self.stopping = False
+        self.told: subprocess.Popen[bytes] | None = None  # what systemd has asked to end, beside us
         self.cause = ""  # why it's being ended, where that wasn't asked for by its owner
         self.grace_s = float(self.job["stop_grace_s"])
         self.ends_at: float | None = None  # when the cloud takes the machine back
@@ -270,16 +272,16 @@ class Supervisor:
             self.reserve_record()
             self.go_on_with_log()
             over = threading.Event()
-            held = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGALRM})  # they are for this thread
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, HEARD, signal.SIGALRM})
             threading.Thread(target=self.watch, args=(over,), daemon=True).start()
             if os.path.exists(self.file("bucket.json")):
                 self.keeper = importlib.import_module("bucket").Keeper(self.folder, lambda: self.started_at, self.say)
                 threading.Thread(target=self.keeper.run, args=(over,), daemon=True).start()
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
             try:
                 self.bell = signal_bell()
-                for number in ENDING:
-                    signal.signal(number, self.on_signal)
+                signal.signal(HEARD, self.on_signal)
+                threading.Thread(target=self.hear, args=(threading.get_ident(),), daemon=True).start()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {HEARD, signal.SIGALRM})  # they are for this thread
                 lock.truncate(0)
                 lock.write(str(os.getpid()))
                 lock.flush()
@@ -333,6 +335,17 @@ class Supervisor:
                 self.say(f"waiting for the first machine to be at {host} port {port}: its setup may not be over")
             time.sleep(MEET_EVERY_S)
 
+    def hear(self, supervising: int) -> None:
+        """Passes each request to stop on to the supervising thread, and looks who has made it: no handler is told that.
+
+        systemd asks the job's processes too, and a second SIGTERM means "at once" to some trainers.
+        """
+        wait: Any = getattr(signal, "sigwaitinfo", signal.sigwait)  # macOS has the latter alone
+        while True:
+            asked = wait(ENDING)
+            self.told = self.process if is_systemd(getattr(asked, "si_pid", 0)) else None
+            signal.pthread_kill(supervising, HEARD)
+
     def on_signal(self, number: int, frame: Any) -> None:
         """The first request to stop becomes SIGTERM for the job's whole group, and SIGKILL after its grace."""
         if self.stopping:
@@ -343,7 +356,8 @@ class Supervisor:
         if self.process is None:
             raise Stopped
         self.say(f"stopping: {self.cause + ', ' if self.cause else ''}{self.grace_s:g} s for a last checkpoint")
-        self.signal_group(signal.SIGTERM)
+        if self.process is not self.told:
+            self.signal_group(signal.SIGTERM)
         signal.signal(signal.SIGALRM, lambda *_: self.kill())
         signal.setitimer(signal.ITIMER_REAL, max(self.grace_s, 0.1))
 
@@ -450,7 +464,7 @@ class Supervisor:
         """Runs argv in a session of its own, its output in the log, and says how it ended."""
         kills_before = oom_kills()
         with open(self.file("log"), "ab") as log:
-            held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {HEARD})
             try:  # a stop that comes while the process starts must find the process
                 self.process = subprocess.Popen(
                     argv,
@@ -460,7 +474,7 @@ class Supervisor:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, held),
+                    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, self.mask),
                 )
             except OSError as error:
                 self.say(f"{argv[0]}: {error.strerror}")
@@ -468,7 +482,7 @@ class Supervisor:
                 return {"state": "failed", "code": code, "reason": f"{argv[0]}: {error.strerror}"}
             finally:
                 self.enter(state, group=self.process.pid if self.process else None)
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {HEARD})
         code = self.wait(self.process)
         time.sleep(MOMENT_S)  # a machine that goes down tells this process too: then the job hasn't just ended
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -817,6 +831,13 @@ def signal_bell() -> int:
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler no byte is written
     return reads
+
+
+def is_systemd(pid: int) -> bool:
+    """Whether it's systemd, the system's or a user's, which asks all processes of a unit to end."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
+        return file.read() == "systemd\n"
+    return False
 
 
 def group_lives(group: int) -> bool:

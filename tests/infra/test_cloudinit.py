@@ -74,6 +74,8 @@ def test_it_is_what_it_was() -> None:
         ("/usr/local/sbin/orchestrate-guard", "0755"),
         ("/etc/systemd/system/orchestrate-guard.service", "0644"),
         ("/etc/systemd/system/session-.scope.d/10-orchestrate.conf", "0644"),
+        ("/etc/systemd/logind.conf.d/99-orchestrate.conf", "0644"),
+        ("/etc/systemd/system/user@.service.d/10-orchestrate.conf", "0644"),
         ("/etc/ssh/sshd_config.d/10-orchestrate.conf", "0644"),
         ("/usr/local/sbin/orchestrate-rekey", "0755"),
         ("/etc/pip.conf", "0644"),

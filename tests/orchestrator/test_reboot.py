@@ -1,7 +1,7 @@
 """A machine that was rebooted begins its jobs again by itself: what systemd or cron would run, run for real.
 
-No systemd is process 1 here: the unit's text is checked, and its command is run as systemd would, on machines whose
-boot id is made to have changed.
+Here the unit's text is checked, and its command is run as systemd would, on machines whose boot id is made to have
+changed; machines that boot are in `tests/faults/test_systemd.py`.
 """
 
 from __future__ import annotations
@@ -159,6 +159,38 @@ def test_a_job_that_was_ended_as_its_machine_went_down_begins_again(here: Machin
         here.wait(1, "running", within_s=60)
         (here.folder(1) / "work/outputs/over").touch()
         assert here.wait(1, within_s=60)["state"] == "succeeded" and starts(here, 1) == 2
+
+
+IMPATIENT = """
+import os, signal, time
+told = []
+def end(number, frame):
+    told.append(number)
+    if len(told) == 2:
+        os._exit(9)
+    time.sleep(1)
+    print("saved", flush=True)
+    os._exit(3)
+signal.signal(signal.SIGTERM, end)
+print("starts", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize(("who", "tells"), [("systemd", "both"), ("sh", "the supervisor")])
+def test_a_job_is_told_once_that_its_machine_goes_down(here: Machine, tmp_path: Path, who: str, tells: str) -> None:
+    """systemd itself tells all that a session has started, and a second time means "at once" to some trainers."""
+    if not Path("/proc/self/comm").exists():
+        pytest.skip("no process is told here who has sent it a signal")
+    here.submit(1, f"exec {shlex.quote(here.python)} -c {shlex.quote(IMPATIENT)}")
+    here.until_log(1, b"starts", 60)
+    (tmp_path / who).symlink_to(shutil.which("sh") or "/bin/sh")
+    pids = [here.supervisor(1), here.state_file(1)["group"]]
+    script = f"kill {' '.join(map(str, pids if tells == 'both' else pids[:1]))}; read stays"
+    with subprocess.Popen([tmp_path / who, "-c", script], stdin=subprocess.PIPE):  # which ends it
+        ended = here.wait(1, within_s=60)
+    assert ended["reason"].startswith("shut down") and b"saved" in here.log(1).splitlines(), here.log(1)
 
 
 def test_what_was_to_be_given_to_a_job_is_given_though_the_machine_goes_down_before_it_starts(here: Machine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator import jobs
+from orchestrator.remote import supervisor
 from orchestrator.store import Job
 from tests.orchestrator.machines import Machine, pythons
 
@@ -195,15 +197,16 @@ def test_a_supervisors_signals_never_meet_another_thread(here: Machine, eventual
     here.submit(1, "sleep 600")
     here.wait(1, "running")
 
-    def blocked() -> list[bool]:
-        """Whether SIGTERM is, for each of its threads; for the job's start it is for all."""
+    def blocked(number: int) -> list[bool]:
+        """Whether that signal is, for each of its threads; for the job's start it is for all."""
         found = []
         for task in Path(f"/proc/{here.supervisor(1)}/task").iterdir():
             status = dict(line.split(":\t") for line in (task / "status").read_text().splitlines() if ":\t" in line)
-            found.append(bool(int(status["SigBlk"], 16) & 1 << 14))
+            found.append(bool(int(status["SigBlk"], 16) & 1 << number - 1))
         return sorted(found)
 
-    eventually(lambda: blocked() == [False, True])
+    eventually(lambda: blocked(supervisor.HEARD) == [False, True, True])
+    eventually(lambda: blocked(signal.SIGTERM) == [False, True, True])  # for who waits for it it isn't
     here.wire.call("stop", job=1)
     assert here.wait(1)["state"] == "stopped"
     assert not [pid for pid in here.processes() if pid == os.getpid()]
