@@ -112,9 +112,14 @@ class Booted:
         return self.folder / "machine"
 
     @property
+    def keeper(self) -> int:
+        """The process that boots it, which is outside of it."""
+        return int((self.place / "pid").read_text())
+
+    @property
     def kept(self) -> Path:
-        """The same, as the process sees it that boots the machine, and is outside of it: with its disk."""
-        return Path(f"/proc/{int((self.place / 'pid').read_text())}/root{self.place}")
+        """Its place as its keeper sees it: with its disk."""
+        return Path(f"/proc/{self.keeper}/root{self.place}")
 
     @property
     def disk(self) -> Path:
@@ -125,7 +130,8 @@ class Booted:
     def init(self) -> int:
         """The pid, here, of its process 1; 0 while there is none."""
         with contextlib.suppress(OSError, ValueError):
-            return min(map(int, (self.kept / "cgroup/machine/init.scope/cgroup.procs").read_text().split()))
+            group = self.kept / f"cgroup/orchestrate-{self.keeper}/init.scope"
+            return min(map(int, (group / "cgroup.procs").read_text().split()))
         return 0
 
     def inside(self, *argv: str, check: bool = True) -> str:
@@ -172,8 +178,14 @@ def create(spec: MachineSpec, say: Say) -> tuple[Machine, ...]:
 
 
 def destroy(session: str, folder: Path, say: Say) -> None:
-    """Nothing of it is left: its keeper removes what isn't a process."""
-    processes.end(Booted(session, folder).id, grace_s=60)
+    """Nothing of it is left: its keeper removes what isn't a process, by others, and so is told alone."""
+    booted = Booted(session, folder)
+    deadline = time.monotonic() + 60
+    for keeper in [one for one in processes.of_machine(booted.id) if one.pid == booted.keeper]:
+        processes.send(keeper, signal.SIGTERM)
+        while processes.alive(keeper.pid, keeper.started) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    processes.end(booted.id)
 
 
 def survivors(session: str, folder: Path) -> list[str]:
@@ -201,18 +213,19 @@ def network(keeper: int) -> IPv4Address:
 def keep(place: Path) -> None:
     """Boots the machine, again after each of its ends, and once it is powered on where it has powered itself off."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    disk = place / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "none", disk], check=True)
+    disk, cgroups = place / "disk", place / "cgroup"
+    for kind, at in (("tmpfs", disk), ("cgroup2", cgroups)):
+        at.mkdir()
+        subprocess.run(["mount", "-t", kind, "none", at], check=True)
     for part in ("upper", "work", "root"):
         (disk / part).mkdir()
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": PATH.partition("=")[2]}
     argv = [*OWN, "sh", "-c", DISK + INSTALL, "sh", *PACKAGES]
     if subprocess.run(argv, cwd=disk, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
         sys.exit(NO_IMAGE)
-    with cable() as name, control_group(place) as cgroup:
+    with cable() as name:
         while True:
-            status = boot(disk, name, cgroup)
+            status = boot(disk, name, cgroups / name)
             print(f"ended: {status}", flush=True)
             while status == OFF and not (place / "on").exists():
                 time.sleep(0.1)
@@ -236,34 +249,15 @@ def cable() -> Iterator[str]:
         ip("netns", "del", name, check=False)
 
 
-@contextlib.contextmanager
-def control_group(place: Path) -> Iterator[Path]:
-    """Where the machine's own begin: one that isn't the root, in which there can be processes beside others."""
-    (place / "cgroup").mkdir()
-    subprocess.run(["mount", "-t", "cgroup2", "none", place / "cgroup"], check=True)
-    made = place / "cgroup" / f"orchestrate-{os.getpid()}"
-    made.mkdir()
-    subprocess.run(["mount", "--bind", made, place / "cgroup"], check=True)
-    try:
-        yield place / "cgroup/machine"
-    finally:
-        subprocess.run(["umount", place / "cgroup"], check=True)
-        made.rmdir()
-
-
 def boot(disk: Path, name: str, cgroup: Path) -> int:
     """One life of the machine; returns how its process 1 has ended."""
     (disk / "boot_id").write_text(f"{uuid.uuid4()}\n")
     cgroup.mkdir()
     up = int(time.clock_gettime(time.CLOCK_BOOTTIME))
-    times = ["--time", f"--boottime=-{up}", f"--monotonic=-{up}"]
-    argv = ["nsenter", f"--net=/run/netns/{name}", *OWN, *times, "sh", "-c", DISK + BOOT, "sh", PATH]
-
-    def enter() -> None:
-        (cgroup / "cgroup.procs").write_text(str(os.getpid()))
-
+    inside = ["sh", "-c", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(cgroup), "nsenter", f"--net=/run/netns/{name}"]
+    argv = [*inside, *OWN, "--time", f"--boottime=-{up}", f"--monotonic=-{up}", "sh", "-c", DISK + BOOT, "sh", PATH]
     try:
-        return subprocess.run(argv, cwd=disk, preexec_fn=enter, stdin=subprocess.DEVNULL, check=False).returncode
+        return subprocess.run(argv, cwd=disk, stdin=subprocess.DEVNULL, check=False).returncode
     finally:
         while "populated 1" in (cgroup / "cgroup.events").read_text():
             time.sleep(0.01)

@@ -28,6 +28,7 @@ RESUME = "tests/orchestrator/test_resume_transfer.py"
 SSH = "tests/orchestrator/test_ssh.py"
 SUPERVISOR = "tests/orchestrator/test_supervisor.py"
 SYNC = "tests/orchestrator/test_sync.py"
+SYSTEMD = "tests/faults/test_systemd.py"
 WATCH = "tests/orchestrator/test_watch.py"
 SERVER = "tests/infra/test_sshserver.py"
 CHECKPOINTS = "tests/trainer/test_trainer_resume.py"
@@ -163,6 +164,11 @@ ROWS: dict[int, tuple[str, dict[str, list[str]]]] = {
     35: ("the machine is rebooted", {
         RECOVER: ["test_after_a_reboot_the_job_goes_on_in_its_own_folder"],
         SUPERVISOR: ["test_after_a_reboot_a_job_is_lost_and_nobody_elses_process_is_touched"],
+        SYSTEMD: [
+            "test_a_job_outlives_its_session_and_goes_on_from_its_last_checkpoint_after_each_reboot",
+            "test_where_the_power_fails_a_job_goes_on_from_the_checkpoint_before_and_one_that_is_over_stays_so",
+            "test_at_its_expiry_a_machine_powers_itself_off_and_a_job_has_its_time_for_a_checkpoint",
+        ],
     }),
     36: ("a spot machine is taken back", {
         RECOVER: [
