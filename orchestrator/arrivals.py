@@ -19,13 +19,14 @@ import os
 from functools import cache
 from pathlib import Path
 
-from orchestrator.errors import Refused, TransferIncomplete
+from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete
 
 ASIDE = ".orchestrate-partial"  # in the results folder; it goes when nothing is in it
 RESUMED = 1 << 20  # from this size on, half a file is kept for the next pull
 SMALL = "small"  # what a file is called that nobody will go on with
 EARLY = 1 << 23  # bytes of a large file after which the disk begins with them
 OPEN = 100  # folders that are open at once; 256 may be a process's limit
+NO_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what a disk says of a name that it doesn't take
 PATH_MAX = 4096  # bytes; longer ones can be made, from folder to folder, and hardly be removed
 
 
@@ -38,6 +39,7 @@ class Arrivals:
         self.made: set[int] = set()  # of these, those that weren't there
         self.settled: dict[str, str] = {}  # digests by path: in their places
         self.waiting: list[tuple[str, str, str]] = []  # to replace others: name aside, path, digest
+        self.problems: dict[str, OrchestrateError] = {}  # by path: what could not be had, and why
         self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self.aside = -1
         try:
@@ -56,7 +58,10 @@ class Arrivals:
                 sync_all(self.root)
             if self.waiting:
                 for own_name, path, sha256 in self.waiting:
-                    self.rename(own_name, *self.place(path), path, sha256)
+                    try:
+                        self.rename(own_name, *self.place(path), path, sha256)
+                    except (Refused, TransferIncomplete) as error:
+                        self.problems[path] = error
                 sync_all(self.root)
         finally:
             for descriptor in (*self.folders.values(), self.aside):
@@ -110,21 +115,41 @@ class Arrivals:
 
     def inner(self, parts: tuple[str, ...], path: str) -> int:
         """The folder below the results folder, made where it isn't there."""
-        if not parts:
-            return self.root
-        if parts not in self.folders:
-            self.folders[parts] = self.step(self.inner(parts[:-1], path), parts[-1], path)
-        return self.folders[parts]
+        above = self.root
+        for depth in range(1, len(parts) + 1):
+            if parts[:depth] not in self.folders:
+                self.folders[parts[:depth]] = self.step(above, parts[depth - 1], path)
+            above = self.folders[parts[:depth]]
+        return above
+
+    def goes_on(self, path: str, content: memoryview | Partial) -> bool:
+        """Whether it begins with all that home has under that path; so it does where that is nothing."""
+        into, name = self.place(path)
+        try:
+            here = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=into)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        at = 0
+        with os.fdopen(here, "rb", buffering=0) as file:
+            while chunk := file.read(1 << 20):
+                if content[at : at + len(chunk)] != chunk:
+                    return False
+                at += len(chunk)
+        return True
 
     def step(self, above: int, name: str, path: str) -> int:
         """Opens a folder in another. Raises Refused where it is a link, or a file."""
         made = False
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, dir_fd=above)
-            made = True
         try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=above)
+                made = True
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
         except OSError as error:
+            if error.errno in NO_NAME:
+                raise not_so_here(path) from error
             if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                 raise
             raise Refused(
@@ -149,11 +174,13 @@ class Arrivals:
         self.rename(own_name, into, name, path, sha256)
 
     def rename(self, own_name: str, into: int, name: str, path: str, sha256: str) -> None:
-        """Raises Refused, OSError."""
+        """Raises Refused, TransferIncomplete, OSError."""
         try:
             os.rename(own_name, name, src_dir_fd=self.aside, dst_dir_fd=into)
         except OSError as error:
             os.unlink(own_name, dir_fd=self.aside)
+            if error.errno in NO_NAME:
+                raise not_so_here(path) from error
             if not isinstance(error, IsADirectoryError):
                 raise
             raise Refused(
@@ -190,6 +217,10 @@ class Partial:
         if self.size - self.early >= EARLY:
             begin_sync(self.file.fileno(), self.early, self.size - self.early)
             self.early = self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        """Those bytes of what has come."""
+        return os.pread(self.file.fileno(), part.stop - part.start, part.start)
 
     def is_whole(self, digest: str) -> bool:
         """Whether what came has that digest."""
@@ -274,9 +305,16 @@ def sync_file_range() -> ctypes._NamedFuncPointer | None:
 def safe(path: str) -> str:
     """The path, if it is one below a folder and nothing else. Raises Refused."""
     parts = path.split("/")
-    if "\0" in path or any(part in ("", ".", "..") for part in parts) or not can_be(path):
+    if "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise Refused(f"the machine named a path outside its outputs: {shown(path)}", "nothing of it was written")
     return path
+
+
+def not_so_here(path: str) -> TransferIncomplete:
+    """The error for a file whose name this computer's disk or locale doesn't take."""
+    return TransferIncomplete(
+        f"{shown(path)[:200]} can't be called so here", "try in a UTF-8 locale (LC_ALL=C.UTF-8); or rename it there"
+    )
 
 
 def can_be(path: str) -> bool:

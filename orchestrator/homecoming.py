@@ -51,7 +51,7 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
     if not waiting or session.machine is None:
         return
     listed = ", ".join(str(job.number) for job in waiting)
-    kept: TransferIncomplete | None = None
+    kept: TransferIncomplete | Refused | None = None
     try:
         with Fleet(session) as fleet:
             fleet.refresh(store, waiting)
@@ -63,7 +63,7 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
                     bring_home(fleet, store, job, watcher.progress)
                     reason = store.reread(job).reason
                     watcher.say(f"job {job.number}: results in {job.where}" + (f"; {reason}" if reason else ""))
-                except TransferIncomplete as error:  # the others' results may come all the same
+                except (TransferIncomplete, Refused) as error:  # the others' results may come all the same
                     watcher.say(f"job {job.number}: {error}")
                     kept = error
     except Unreachable as error:
@@ -95,6 +95,8 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
             )
             + f"; `orchestrate down {session.name} --discard` gives them up and closes the session",
         ) from error
+    if isinstance(kept, Refused):
+        raise kept
     if kept is not None:
         raise TransferIncomplete(f"{kept}; the machine is kept, and goes on costing what it costs", kept.hint)
 

@@ -316,7 +316,7 @@ def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) ->
             try:
                 wire = wire or host.agent()
                 pulled = outputs.pull(wire, job.number, job.outputs, final=False)
-                if pulled.new_files:
+                if pulled.new_files and not pulled.left:  # else what is in a bucket may be newer
                     note(job, home={"at": pulled.at})
                 complaint = ""
             except (OrchestrateError, OSError) as error:  # the final pull will raise what doesn't mend itself

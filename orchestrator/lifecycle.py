@@ -26,6 +26,7 @@ from orchestrator.errors import (
     MachineGone,
     MayStillBill,
     OrchestrateError,
+    Refused,
     Unreachable,
     UsageError,
 )
@@ -458,6 +459,8 @@ def kept_with_results(session: Session) -> Iterator[None]:
     """What goes wrong before the machines are ended leaves them there: an error that doesn't say so does here."""
     try:
         yield
+    except Refused as error:
+        raise Refused(f"{error}; {session.name!r} is kept, and goes on costing what it costs", error.hint) from error
     except OrchestrateError as error:
         if error.exit_code != OrchestrateError.exit_code:
             raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -21,9 +22,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.arrivals import ASIDE, RESUMED, Arrivals, Partial, cannot_take, safe, sync_all
+from orchestrator.arrivals import ASIDE, RESUMED, Arrivals, Partial, can_be, cannot_take, not_so_here, safe, sync_all
 from orchestrator.arrivals import shown as shown
-from orchestrator.errors import Refused, TransferIncomplete
+from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete
 from orchestrator.wire import CHUNK, MachineError, Wire, understood
 from orchestrator.worktree import Tree, digest_of, every_file
 
@@ -32,6 +33,8 @@ OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "us
 SLOW = 50e6  # bytes a second, of a disk that is in no hurry
 FAST = 32e6  # bytes a second; no line with more of them is called slow
 LOOK_S, WORTH_S = 2.0, 4.0  # so long a transfer is looked at; and so long it has to last yet
+FRESH_S = 2.0  # what was written to since may be half written
+AGAIN = "`orchestrate pull` tries again; what still writes there has to end before"
 SMALL = 1 << 16  # bytes: files up to this size travel many to a frame
 Say = Callable[[str], None]
 Tell = Callable[[dict[str, Any]], None]  # how a transfer does, as a Watcher's `progress` takes it
@@ -202,12 +205,13 @@ def chunks(path: str, size: int, offset: int = 0) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull brought: files now complete at home, of them how many came anew, and what wasn't taken."""
+    """What a pull brought: the machine's files, how many came anew, what is no file, how many are left for the next."""
 
     files: dict[str, tuple[int, str]]  # by path: size in bytes, sha256
     new_files: int
     new_bytes: int
     skipped: list[str]
+    left: int = 0
     at: float = 0.0  # by the machine's clock, when it looked
 
 
@@ -225,23 +229,35 @@ class There:
     digest: str
     mark: str
 
+    @property
+    def inode(self) -> str:
+        """Its number there, as text."""
+        return self.mark.split(" ")[0]
+
+    def is_fresh(self, at: float) -> bool:
+        """Whether it was written to just before that moment, and so may be half written."""
+        with contextlib.suppress(ValueError, IndexError):  # a mark may be any text
+            return at - int(self.mark.split(" ")[2]) / 1e9 < FRESH_S
+        return True
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a job has written, by path; what of that isn't taken; and as of when, by the machine's clock."""
+    """What a job has written, by path; what is no file; what can't be called so here; as of when, by its clock."""
 
     files: dict[str, There]
     skipped: list[str]
+    unnameable: list[str]
     at: float
 
 
-def manifest_of(wire: Wire, job: int, patterns: list[str], read: dict[str, int] | None = None) -> Manifest:
-    """Asks the machine, which reads those files (bytes by path) for their digests.
+def manifest_of(wire: Wire, job: int, patterns: list[str], final: bool, read: dict[str, int] | None = None) -> Manifest:
+    """Asks the machine, which reads those files (bytes by path) for their digests; at the end whatever it knows.
 
     Raises MachineError, TransferIncomplete, Refused, Unreachable.
     """
     patience_s = sum(read.values()) / SLOW if read else 0
-    answer = wire.call("manifest", patience_s, job=job, patterns=patterns, read=list(read or {}))
+    answer = wire.call("manifest", patience_s, job=job, patterns=patterns, read=list(read or {}), believe=not final)
     with understood():
         if len(answer["files"]) > MAX_FILES:
             raise TransferIncomplete(
@@ -249,9 +265,13 @@ def manifest_of(wire: Wire, job: int, patterns: list[str], read: dict[str, int] 
                 "name fewer under `outputs:`, or pack them into an archive in the job",
             )
         found = {safe(path): There(int(size), str(digest), str(mark)) for path, size, digest, mark in answer["files"]}
-        ours = {path for path in found if path in OWN_FILES or path.split("/")[0] == ASIDE}
-        files = {path: file for path, file in found.items() if path not in ours}
-        return Manifest(files, [*map(str, answer["skipped"]), *ours], float(answer.get("at", 0)))
+        at = float(answer.get("at", 0))
+        if not math.isfinite(at) or any(not 0 <= file.size < 1 << 63 for file in found.values()):
+            raise ValueError(at)
+        ours = {path for path in found if path.split("/")[0] in (*OWN_FILES, ASIDE)}
+        strange = [path for path in found if not can_be(path)]
+        files = {path: file for path, file in found.items() if path not in ours and path not in strange}
+        return Manifest(files, [*map(str, answer["skipped"]), *ours], strange, at)
 
 
 def together(one: Pulled, other: Pulled, prefix: str) -> Pulled:
@@ -261,6 +281,7 @@ def together(one: Pulled, other: Pulled, prefix: str) -> Pulled:
         one.new_files + other.new_files,
         one.new_bytes + other.new_bytes,
         [*one.skipped, *(prefix + name for name in other.skipped)],
+        one.left + other.left,
     )
 
 
@@ -270,29 +291,37 @@ class Outputs:
 
     folder: Path
     have: dict[str, str] = field(default_factory=dict)  # by path: the digest of what is at home
+    inodes: dict[str, str] = field(default_factory=dict)  # by path: the machine's file, when it was last looked at
 
     def pull(self, wire: Wire, job: int, patterns: list[str], final: bool, tell: Tell | None = None) -> Pulled:
         """Brings what the machine has and home hasn't.
 
         While the job runs (`final` false) a file that changed under the pull comes as it was read, or not, and again
-        next time. At the end each must be what the manifest says, and on the disk, also where an earlier pull that
-        brought it didn't come to its end. Raises TransferIncomplete, Refused, Unreachable.
+        next time; one that may be half written never takes the place of what it isn't a continuation of. At the end
+        each must be what the manifest says, and on the disk, also where an earlier pull that brought it didn't come to
+        its end; what can't be had keeps nothing else away. Raises TransferIncomplete, Refused, Unreachable.
         """
         with locked(self.folder) as folder:
-            there = manifest_of(wire, job, patterns)
+            there = manifest_of(wire, job, patterns, final)
             if unsure := {path: file.size for path, file in there.files.items() if self.may_hold(path, file)}:
-                there = manifest_of(wire, job, patterns, unsure)
+                there = manifest_of(wire, job, patterns, final, unsure)
             wanted = {path: file for path, file in there.files.items() if not self.holds(path, file)}
-            brought = 0
+            came = brought = 0
+            problems: dict[str, OrchestrateError] = {path: not_so_here(path) for path in there.unnameable}
             try:
                 if wanted:
-                    brought = self.receive(wire, job, wanted, final, tell)
+                    came, brought = self.receive(wire, job, wanted, there.at, final, problems, tell)
                 elif final:
                     sync_all(folder)
             except OSError as error:
                 raise cannot_take(self.folder, error) from error
+            finally:
+                self.inodes = {path: file.inode for path, file in there.files.items()}
+            if final and problems:
+                raise unfinished(problems)
             files = {path: (file.size, file.digest or self.have.get(path, "")) for path, file in there.files.items()}
-            return Pulled(files, len(wanted), brought, there.skipped, there.at)
+            left = len(wanted) - came + len(there.unnameable)
+            return Pulled(files, came, brought, there.skipped, left, there.at)
 
     def may_hold(self, path: str, file: There) -> bool:
         """Whether the file has to be read there to tell whether home has it."""
@@ -317,29 +346,33 @@ class Outputs:
                 return True
         return False
 
-    def check_space(self, needed: int) -> None:
-        """Raises TransferIncomplete where what comes doesn't fit; nothing at home has been touched then."""
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise TransferIncomplete(
-                f"the results need {needed / 2**20:,.0f} MiB, and {self.folder} has {free / 2**20:,.0f} MiB free",
-                "free some space, then `orchestrate pull`; the machine is kept",
-            )
+    def receive(
+        self,
+        wire: Wire,
+        job: int,
+        wanted: dict[str, There],
+        at: float,
+        final: bool,
+        problems: dict[str, OrchestrateError],
+        tell: Tell | None,
+    ) -> tuple[int, int]:
+        """Takes these files, as they were then; returns how many, and how many bytes, came. Raises OSError too.
 
-    def receive(self, wire: Wire, job: int, wanted: dict[str, There], final: bool, tell: Tell | None) -> int:
-        """Takes these files; returns how many bytes came. Raises OSError too.
-
-        One that was cut off before goes on; where that turns out wrong, it comes as a whole.
+        What can't be had is added to the problems, by path. One that was cut off before goes on; where that turns out
+        wrong, it comes as a whole.
         """
+        doubtful = {path for path, file in wanted.items() if self.inodes.get(path, file.inode) == file.inode}
+        fresh = {path for path in doubtful if wanted[path].is_fresh(at)}
         with Arrivals(self.folder) as arrivals:
             begun = arrivals.begun({path: file.mark for path, file in wanted.items()})
             begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path].size}
             needed = sum(file.size for file in wanted.values()) - sum(begun.values())
-            self.check_space(needed)
+            check_space(self.folder, needed)
             meter = Meter(f"from the machine: {self.folder.name}", needed, tell)
             try:
                 while wanted:
-                    stream, meter.hurries = Incoming(arrivals, wanted, begun, final), wire.can_widen
+                    stream = Incoming(arrivals, wanted, begun, final, doubtful, fresh)
+                    meter.hurries = wire.can_widen
                     asked = [(path, begun.get(path, 0), file.digest, file.mark) for path, file in wanted.items()]
                     try:
                         stream.take(wire.get(job, asked), meter)
@@ -349,17 +382,46 @@ class Outputs:
             finally:
                 meter.end()
         self.have.update(arrivals.settled)
-        return meter.moved
+        problems.update(arrivals.problems)
+        return len(arrivals.settled), meter.moved
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises TransferIncomplete where what comes doesn't fit; nothing at home has been touched then."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise TransferIncomplete(
+            f"the results need {needed / 2**20:,.0f} MiB, and {folder} has {free / 2**20:,.0f} MiB free",
+            "free some space, then `orchestrate pull`; the machine is kept",
+        )
+
+
+def unfinished(problems: dict[str, OrchestrateError]) -> OrchestrateError:
+    """The error for files that could not be had at the end, by path; one that was refused stands for all."""
+    worst = next((one for one in problems.values() if isinstance(one, Refused)), next(iter(problems.values())))
+    named = ", ".join(shown(path) for path in sorted(problems)[:3]) + ", ..." * (len(problems) > 3)
+    these = f"{len(problems)} files did not come home ({named}): " if len(problems) > 1 else ""
+    return type(worst)(f"{these}{worst}; all else is at home", worst.hint)
 
 
 class Incoming:
     """The answer to one `get`, file by file. What isn't of its form, or wasn't asked for, is Refused."""
 
-    def __init__(self, arrivals: Arrivals, wanted: dict[str, There], begun: dict[str, int], final: bool) -> None:
+    def __init__(
+        self,
+        arrivals: Arrivals,
+        wanted: dict[str, There],
+        begun: dict[str, int],
+        final: bool,
+        doubtful: set[str],
+        fresh: set[str],
+    ) -> None:
         self.arrivals, self.wanted, self.begun, self.final = arrivals, wanted, begun, final
+        self.doubtful, self.fresh = doubtful, fresh  # may be half written: if they change; as they are
         self.left = set(wanted)
         self.partial: Partial | None = None  # the large file that is coming
-        self.pack: list[tuple[str, int, str]] = []  # the small ones whose content is next
+        self.passed_over = ""  # or the one that is coming in vain
+        self.pack: list[tuple[str, int, str, bool]] = []  # the small ones whose content is next
         self.wrong: list[str] = []  # went on where they were cut off, and should not have
 
     def owed(self) -> set[str]:
@@ -393,7 +455,7 @@ class Incoming:
         finally:
             if self.partial is not None:
                 self.partial.leave()
-        if self.left or self.partial is not None or self.pack:
+        if self.left or self.partial is not None or self.passed_over or self.pack:
             raise TransferIncomplete(
                 f"the machine sent {len(self.wanted) - len(self.left)} of {len(self.wanted)} files",
                 "`orchestrate pull` tries again",
@@ -401,94 +463,129 @@ class Incoming:
 
     def asked_for(self, path: str) -> str:
         """The path, which is now taken. Raises Refused."""
-        if self.partial is not None or path not in self.left:
+        if self.partial is not None or self.passed_over or path not in self.left:
             raise Refused(f"the machine sent a file that wasn't asked for: {shown(path)}")
         self.left.remove(path)
         return path
 
-    def announced(self, head: dict[str, Any]) -> list[tuple[str, int, str]]:
+    def not_had(self, path: str, error: OrchestrateError) -> None:
+        """Of a file that doesn't come, or not as it should: the next pull brings it, or at the end it's told."""
+        self.arrivals.problems[path] = error
+
+    def announced(self, head: dict[str, Any]) -> list[tuple[str, int, str, bool]]:
         """What a pack holds."""
         with understood():
-            pack = [(str(path), int(size), str(digest)) for path, size, digest, *_ in head["pack"]]
-            changed = [str(path) for path, _, _, *more in head["pack"] if any(more)]
-        if changed and self.final:
-            raise otherwise(changed[0])
-        for path, size, _ in pack:
+            pack = [(str(path), int(size), str(digest), any(more)) for path, size, digest, *more in head["pack"]]
+        if not pack:
+            raise Refused("the machine announced a pack of nothing")
+        for path, size, _, changed in pack:
             self.asked_for(path)
             if not 0 <= size <= SMALL:
                 raise Refused(f"the machine announced an impossible size of {shown(path)}")
-            self.check_size(path, size)
+            if self.final and (changed or size != self.wanted[path].size):
+                self.not_had(path, otherwise(path))
         return pack
-
-    def check_size(self, path: str, size: int) -> None:
-        """Raises TransferIncomplete for a file that has grown or shrunk since the manifest, at the end."""
-        if self.final and size != self.wanted[path].size:
-            raise otherwise(path)
 
     def head(self, head: dict[str, Any]) -> None:
         """The beginning of a file of its own, or that it can't be had."""
         path = self.asked_for(str(head["path"]))
         if "gone" in head:
-            if self.final:
-                raise TransferIncomplete(f"{shown(path)} went away on the machine: {shown(str(head['gone']))}")
-            return
+            gone = f"{shown(path)} went away on the machine: {shown(str(head['gone']))}"
+            return self.not_had(path, TransferIncomplete(gone, AGAIN))
         with understood():
             size, offset = int(head["size"]), int(head.get("offset", 0))
             if offset not in (0, self.begun.get(path, 0)):
                 raise ValueError(offset)
-        self.check_size(path, size)
-        self.partial = self.arrivals.begin(path, self.wanted[path].mark, size, offset)
+        there = self.wanted[path]
+        if size > there.size:
+            check_space(self.arrivals.folder, size)
+        try:
+            self.partial = self.arrivals.begin(path, there.mark, size, offset)
+            if self.final and size != there.size:
+                raise otherwise(path)
+        except (Refused, TransferIncomplete) as error:
+            self.pass_over(path, error)
+
+    def pass_over(self, path: str, error: OrchestrateError) -> None:
+        """Takes nothing more of a large file."""
+        self.not_had(path, error)
+        if self.partial is not None:
+            self.partial.drop()
+        self.partial, self.passed_over = None, path
 
     def data(self, data: bytes) -> None:
         """The next bytes of a large file, or the content of a pack."""
+        if self.passed_over:
+            return
         if self.partial is not None:
             self.partial.write(data)
             return
-        if not self.pack or sum(size for _, size, _ in self.pack) != len(data):
+        if not self.pack or sum(size for _, size, _, _ in self.pack) != len(data):
             raise Refused("the machine sent data of no file")
         pack, self.pack, rest = self.pack, [], memoryview(data)
-        for path, size, digest in pack:
+        for path, size, digest, changed in pack:
             content, rest = rest[:size], rest[size:]
+            if path in self.arrivals.problems:
+                continue
             sha256 = hashlib.sha256(content).hexdigest()
-            if sha256 == digest and self.is_expected(path, digest):
-                self.arrivals.take(path, sha256, content)
-            elif self.final:
-                raise otherwise(path)  # else it changed while it was read; the next pull brings it
+            if sha256 != digest or not self.is_expected(path, digest):
+                self.not_had(path, otherwise(path))  # it changed while it was read
+            elif self.may_be_taken(path, changed, content):
+                with self.not_had_where_refused(path):
+                    self.arrivals.take(path, sha256, content)
 
     def end(self, head: dict[str, Any]) -> None:
         """The end of a large file."""
+        if self.passed_over:
+            self.passed_over = ""
+            return
         if self.partial is None or "digest" not in head:
             raise Refused("the machine sent a digest of no file")
-        if head["digest"] is None and not self.final:  # it changed while it was read; the next pull brings it
-            self.partial.drop()
+        changed, partial = bool(head.get("changed")), self.partial
+        if head["digest"] is None or (changed and self.final):
+            self.not_had(partial.path, otherwise(partial.path))
+            partial.drop()
             self.partial = None
-        elif head.get("changed") and self.final:
-            raise otherwise(self.partial.path)
         else:
-            self.finish(str(head["digest"]))
+            self.finish(str(head["digest"]), changed)
 
     def is_expected(self, path: str, digest: str) -> bool:
         """Whether a file may have that digest: at the end only the manifest's, if that knew it."""
         return not self.final or self.wanted[path].digest in ("", digest)
 
-    def finish(self, digest: str) -> None:
-        """Checks a file that has come. Raises TransferIncomplete."""
+    def may_be_taken(self, path: str, changed: bool, content: memoryview | Partial) -> bool:
+        """Whether it is whole, as far as anybody can tell, or goes on where what home has ends."""
+        half_written = not self.final and (path in self.fresh or (changed and path in self.doubtful))
+        return not half_written or self.arrivals.goes_on(path, content)
+
+    @contextlib.contextmanager
+    def not_had_where_refused(self, path: str) -> Iterator[None]:
+        """Around what puts it into its place, where something may be in the way."""
+        try:
+            yield
+        except (Refused, TransferIncomplete) as error:
+            self.not_had(path, error)
+
+    def finish(self, digest: str, changed: bool) -> None:
+        """Checks a file that has come."""
         partial, self.partial = self.partial, None
         assert partial is not None
-        if partial.is_whole(digest) and self.is_expected(partial.path, digest):
-            partial.finish(self.arrivals)
-            return
-        partial.drop()
-        if not partial.resumed:
-            raise otherwise(partial.path)
-        self.wrong.append(partial.path)
+        if not partial.is_whole(digest) or not self.is_expected(partial.path, digest):
+            partial.drop()
+            if partial.resumed:
+                self.wrong.append(partial.path)
+            else:
+                self.not_had(partial.path, otherwise(partial.path))
+        elif self.may_be_taken(partial.path, changed, partial):
+            with self.not_had_where_refused(partial.path):
+                partial.finish(self.arrivals)
+        else:
+            partial.drop()
 
 
 def otherwise(path: str) -> TransferIncomplete:
     """The error for a file that isn't what the manifest said."""
-    return TransferIncomplete(
-        f"{shown(path)} arrived otherwise than the machine says it is", "`orchestrate pull` tries again"
-    )
+    return TransferIncomplete(f"{shown(path)} arrived otherwise than the machine says it is", AGAIN)
 
 
 def settle(folder: Path) -> None:

@@ -21,6 +21,7 @@ import re
 import shutil
 import signal
 import site
+import stat
 import struct
 import subprocess
 import sys
@@ -494,7 +495,9 @@ def outputs() -> Any:
 def op_manifest(request: Facts) -> Facts:
     """The files that the patterns name below the job's folder; see `outputs.py`."""
     work = os.path.join(folder_of(request), "work")
-    return dict(outputs().manifest(work, request["patterns"], set(request.get("read", []))))
+    return dict(
+        outputs().manifest(work, request["patterns"], set(request.get("read", [])), request.get("believe", True))
+    )
 
 
 def op_get(request: Facts) -> None:
@@ -515,6 +518,8 @@ def op_get(request: Facts) -> None:
         try:
             file = os.open(f"{work}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             info = os.fstat(file)
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError(0, "it is no file any more")
             changed = written.mark(info) != marked
             if changed:
                 offset, digest = 0, ""

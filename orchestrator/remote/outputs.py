@@ -16,14 +16,15 @@ TYPE_CHECKING = False  # see `start.py`
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Tuple
 
-# (device, inode, size, mtime_ns) -> sha256: what was hashed once isn't read again.
-digests: Dict[Tuple[int, int, int, int], str] = {}
+# (device, inode, size, mtime_ns, ctime_ns) -> sha256: what was hashed once isn't read again.
+digests: Dict[Tuple[int, ...], str] = {}
 
 
-def manifest(work: str, patterns: list[str], read: set[str]) -> dict[str, Any]:
+def manifest(work: str, patterns: list[str], read: set[str], believe: bool) -> dict[str, Any]:
     """The regular files that the patterns name below the folder, [[path, size, digest, mark]], and as of when.
 
-    The digest is empty where the file would have to be read for it, and isn't among those that are to be. The mark is
+    The digest is empty where the file would have to be read for it, and isn't among those that are to be. Without
+    `believe` none is of an earlier reading: what is written through memory moves no time that a file has. The mark is
     another once the file is. Links are never followed, neither as files nor as folders; they, and whatever else isn't
     a file, are in `skipped`.
     """
@@ -34,7 +35,7 @@ def manifest(work: str, patterns: list[str], read: set[str]) -> dict[str, Any]:
         path = name[len(work) + 1 :]
         try:
             info = os.lstat(name)
-            digest = known(info) or (read_digest(name, info) if path in read else "")
+            digest = (believe and known(info)) or (read_digest(name, info) if path in read else "")
         except FileNotFoundError:  # renamed or removed meanwhile
             continue
         except OSError:
@@ -55,12 +56,17 @@ def read_digest(name: str, info: os.stat_result) -> str:
 def remember(info: os.stat_result, digest: str) -> None:
     """That is the digest of a file which was so before it was read."""
     if time.time_ns() - info.st_mtime_ns > 2 * 10**9:  # else it may be written once more in the same tick
-        digests[(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)] = digest
+        digests[as_it_is(info)] = digest
 
 
 def known(info: os.stat_result) -> str:
     """The digest of what was read before and hasn't changed; else an empty text."""
-    return digests.get((info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns), "")
+    return digests.get(as_it_is(info), "")
+
+
+def as_it_is(info: os.stat_result) -> Tuple[int, ...]:
+    """Another once the file is: its time of change is nobody's to set."""
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def hash_file(name: str, size: int) -> str:
@@ -150,4 +156,4 @@ def walk(top: str, skipped: list[str]) -> Iterator[str]:
 
 def mark(info: os.stat_result) -> str:
     """Another once the file is."""
-    return f"{info.st_ino} {info.st_size} {info.st_mtime_ns}"
+    return f"{info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"

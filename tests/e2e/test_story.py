@@ -210,6 +210,22 @@ def test_down_stops_the_job_and_brings_its_last_results(cli: Cli, server: str, e
     assert survivors(cli.home) == []
 
 
+def test_what_is_in_the_way_at_home_keeps_the_machine_and_no_other_results_away(cli: Cli) -> None:
+    up(cli)
+    cli("run", "--detach", "--", "sh", "-c", "mkdir outputs/last; echo w > outputs/last/w; echo z > outputs/z")
+    cli.write("results/s/1/outputs/last", "a file where the machine has a folder by now")
+    cli("run", "--detach", "--", "sh", "-c", "echo b > outputs/b")
+    cli("logs", "-f", "-j", "2")
+    refused = cli("down", "--yes", code=6)
+    assert "outputs/last/w would be written through" in refused.err
+    assert "all else is at home; 's' is kept, and goes on costing what it costs" in refused.err
+    results = cli.folder / "results/s"
+    assert (results / "1/outputs/z").read_text() == "z\n" and (results / "2/outputs/b").read_text() == "b\n"
+    (results / "1/outputs/last").unlink()
+    assert "nothing is left" in cli("down", "--yes").err
+    assert (results / "1/outputs/last/w").read_text() == "w\n"
+
+
 def test_the_file_says_what_to_run_and_with_what(cli: Cli, server: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "deep").mkdir(parents=True)
