@@ -3,10 +3,10 @@
 Folders are opened one by one relative to the one above, and never through a link. What was cut off stays aside for the
 next pull, named after the path and its mark on the machine, and is checked as a whole once it is.
 
-A file that is whole has its place at once, but for one that is to replace another: it waits until all are on the disk,
-as they are before a pull ends. So a power cut leaves what earlier pulls have brought, as it was or as it is now; a new
-file of the pull that it ended may be under its name and short, or zeros. The next pull reads all that is at home, and
-finds it.
+A small file that is whole has its place at once; a large one, and one that is to replace another, waits until all are
+on the disk, as they are before a pull ends. So a power cut leaves what earlier pulls have brought, as it was or as it
+is now; of the pull that it ended a large file is whole or not there, and a small new one may be under its name and
+short, or zeros. The next pull reads all that is at home, and finds it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Arrivals:
         self.folders: dict[tuple[str, ...], int] = {}
         self.made: set[int] = set()  # of these, those that weren't there
         self.settled: dict[str, str] = {}  # digests by path: in their places
-        self.waiting: list[tuple[str, str, str]] = []  # to replace others: name aside, path, digest
+        self.waiting: list[tuple[str, str, str]] = []  # until all is on the disk: name aside, path, digest
         self.problems: dict[str, OrchestrateError] = {}  # by path: what could not be had, and why
         self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self.aside = -1
@@ -165,7 +165,7 @@ class Arrivals:
         into, name = self.place(path)
         if syncfs() is None:
             os.fsync(file)
-        elif into not in self.made and is_there(name, into):
+        elif own_name != SMALL or (into not in self.made and is_there(name, into)):
             if own_name == SMALL:
                 own_name = f"{SMALL}.{len(self.waiting)}"
                 os.rename(SMALL, own_name, src_dir_fd=self.aside, dst_dir_fd=self.aside)
