@@ -171,7 +171,7 @@ class Log:
     @property
     def size(self) -> int:
         """How many bytes are at home."""
-        return os.fstat(self.descriptor).st_size
+        return end_of(self.descriptor)
 
     def write(self, data: bytes, offset: int) -> None:
         """Puts the bytes in their place. Raises TransferIncomplete where the disk is full."""
@@ -187,12 +187,13 @@ class Log:
 
     def read(self, offset: int) -> Iterator[bytes]:
         """The bytes at home from there on, in pieces, without what never came."""
+        end = self.size
         while True:
             try:
                 offset = os.lseek(self.descriptor, offset, os.SEEK_DATA)  # a hole is what the machine didn't keep
             except OSError:
                 return
-            piece = os.pread(self.descriptor, 1 << 16, offset)
+            piece = os.pread(self.descriptor, min(1 << 16, max(end - offset, 0)), offset)
             if not piece:
                 return
             yield piece
@@ -210,8 +211,20 @@ def said_size(size: int) -> str:
 
 def size_at_home(job: Job) -> int:
     """How many bytes of the job's log are at home."""
-    path = job.results / "log.txt"
-    return path.stat().st_size if path.exists() else 0
+    with contextlib.suppress(FileNotFoundError), (job.results / "log.txt").open("rb") as log:
+        return end_of(log.fileno())
+    return 0
+
+
+def end_of(log: int) -> int:
+    """The end of what an open log has; zeros behind it have never come: a power cut here may leave them."""
+    end = os.fstat(log).st_size
+    while end:
+        begin = max(end - (1 << 16), 0)
+        if piece := os.pread(log, end - begin, begin).rstrip(b"\0"):
+            return begin + len(piece)
+        end = begin
+    return 0
 
 
 def follow(

@@ -131,6 +131,22 @@ def test_a_disk_that_is_full_at_home_keeps_what_is_on_the_machine(store: Store, 
         jobs.Log(tmp_path / "file" / "1")
 
 
+@pytest.mark.parametrize("zeros", [3, 100_000])
+def test_zeros_that_a_power_cut_left_at_the_end_of_the_log_at_home_come_again(
+    machine: Machine, store: Store, job: Job, zeros: int
+) -> None:
+    machine.ran(1, "seq 40000; printf 'ends in \\0\\0'")
+    jobs.bring_log(machine.wire, store, job)
+    log, there = job.results / "log.txt", machine.log(1)
+    for _ in range(2):
+        assert log.read_bytes() == there and jobs.size_at_home(job) == len(there) - 2
+        log.write_bytes(there[:-zeros] + bytes(zeros))
+        home = jobs.Log(job.results)
+        assert b"".join(home.read(0)) == there[:-zeros].rstrip(b"\0")
+        home.close()
+        jobs.bring_log(machine.wire, store, job)
+
+
 def test_a_stop_waits_without_asking_all_the_time(machine: Machine, store: Store, job: Job) -> None:
     machine.submit(
         1, "trap 'sleep 2; exit 1' TERM; echo '{\"epoch\": NaN}' > $ORCHESTRATE_PROGRESS; echo up; sleep 60 & wait"
