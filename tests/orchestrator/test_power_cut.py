@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,8 @@ from orchestrator import arrivals, jobs, sync, worktree
 from orchestrator.store import Store
 from orchestrator.sync import Outputs
 from tests import system
-from tests.orchestrator.machines import Machine
+from tests.conftest import Cli
+from tests.orchestrator.machines import Machine, gone
 
 SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN: from here on nothing reaches the disk
 WITH_JOURNAL, AT_ONCE = 1, 2  # the journal is written down before, and with it names, times and sizes; or it isn't
@@ -276,6 +278,32 @@ def test_a_job_whose_files_have_their_size_and_are_zeros_is_not_begun_again(mach
         os.utime(path, ns=(came_ns, came_ns))
     machine.end()
     assert boot(machine, 1, 2, 3, 4, 5) == b"job 4 begins again\n"
+
+
+def test_what_was_torn_is_sent_once_more_by_a_client_that_recovers_the_job(cli: Cli, eventually: Any) -> None:
+    cli.write("weights", "w" * 9000)
+    cli.write("orchestrate.yaml", "run: cat weights; until [ -e outputs/over ]; do sleep 0.05; done\ntools: []\n")
+    cli("up", "s", "--yes")
+    cli("run", "--detach", "--recover")
+    machine = Machine(cli.home / "sessions/s/machine/home")
+    folder = machine.folder(1)
+    machine.until_log(1, b"w" * 9000)
+    eventually(lambda: machine.state_file(1)["state"] == "running")
+    group = machine.state_file(1)["group"]
+    machine.kill_supervisor(1)
+    os.killpg(group, signal.SIGKILL)
+    assert gone(group)
+    (path,) = (path for path in (machine.root / "trees").glob("*/weights"))
+    path.chmod(0o644)
+    path.write_bytes(b"w" * 4096)
+    assert boot(machine, 1) == b"" and b"`orchestrate recover` sends it once more" in machine.log(1)
+    recovering = cli.start("recover", "s")
+    eventually(lambda: (folder / "log").read_bytes().count(b"w" * 9000) == 2)
+    (folder / "work/outputs/over").touch()
+    said = recovering.communicate(timeout=60)[1].decode()
+    assert recovering.returncode == 0, said
+    assert (cli.folder / "results/s/1/log.txt").read_bytes() == (folder / "log").read_bytes()
+    cli("down", "--yes")
 
 
 @pytest.mark.parametrize("how", [WITH_JOURNAL, AT_ONCE])
