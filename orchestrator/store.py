@@ -363,13 +363,17 @@ class Store:
                 )  # fmt: skip
 
     def gone(self, session: Session, machines: Iterable[MachineRow]) -> None:
-        """The cloud has these no more: they cost nothing from now on, or from the session's expiry."""
-        for machine in machines:
-            self._write(
-                "UPDATE machines SET gone_at = MIN(?, (SELECT expires_at FROM sessions WHERE id = session)) "
-                "WHERE session = ? AND id = ? AND COALESCE(gone_at, ended_at) IS NULL",
-                self.clock(), session.id, machine.id,
-            )  # fmt: skip
+        """The cloud has these no more: they cost nothing from now on, or from the session's expiry.
+
+        Where that can't be written they go on counting: what has become of them matters more.
+        """
+        change = (
+            "UPDATE machines SET gone_at = MIN(?, (SELECT expires_at FROM sessions WHERE id = session)) "
+            "WHERE session = ? AND id = ? AND COALESCE(gone_at, ended_at) IS NULL"
+        )
+        with contextlib.suppress(OrchestrateError):
+            for machine in machines:
+                self._write(change, self.clock(), session.id, machine.id)
 
     def there(self, session: Session, machine: MachineRow) -> None:
         """That machine answers: it costs what it costs, whatever was seen before."""

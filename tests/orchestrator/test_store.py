@@ -455,6 +455,7 @@ def test_waiting_for_another_writer_ends(store: Store) -> None:
     store.db.execute("PRAGMA busy_timeout = 200")
     with pytest.raises(OrchestrateError, match="locked"):
         store.note(session, "x")
+    store.gone(session, [machine()])  # that counts on
     other.execute("COMMIT")
     store.note(session, "y")
     assert [event["what"] for event in store.events(session)] == ["y"]
