@@ -62,7 +62,7 @@ printf '[Login]\nKillUserProcesses=yes\n' >etc/systemd/logind.conf.d/00-image.co
 for unit in modules-load.service udevd.service timesyncd.service journald-audit.socket; do
     ln -s /dev/null etc/systemd/system/systemd-$unit
 done
-install() { chroot . apt-get -y -qq --no-install-recommends install "$@"; }
+install() { chroot . apt-get -y -qq -o Acquire::http::Timeout=15 --no-install-recommends install "$@"; }
 install "$@" || { chroot . apt-get -qq update && install "$@"; }
 chroot . systemctl enable ssh
 printf 'datasource_list: [NoCloud]\nnetwork: {config: disabled}\nlocale: false\n' >etc/cloud/cloud.cfg.d/99-test.cfg
@@ -168,7 +168,7 @@ def create(spec: MachineSpec, say: Say) -> tuple[Machine, ...]:
     (booted.place / "pid").write_text(str(keeper.pid))
     address = str(network(keeper.pid) + 2)
     deadline = time.monotonic() + 240
-    while not accepts(address, spec.ssh_port):
+    while not (booted.init and accepts(address, spec.ssh_port)):  # before, that address is somewhere else
         if keeper.poll() is not None or time.monotonic() > deadline:
             said = (booted.place / "log").read_text()[-2000:]
             destroy(spec.session, spec.folder, say)
