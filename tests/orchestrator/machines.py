@@ -172,8 +172,9 @@ class Machine:
         while runs(pid) or self.locked(number):  # its first thread is gone before its last, which holds the lock
             time.sleep(0.01)
         state = {**self.state_file(number), "at": time.time() - 60, **change}
-        (self.folder(number) / "aside").write_text(json.dumps(state))
-        (self.folder(number) / "aside").rename(self.folder(number) / "state.json")  # whoever waits for it reads it now
+        aside = self.folder(number) / "state.json.aside"  # the job behind it may look just now
+        aside.write_text(json.dumps(state))
+        aside.rename(self.folder(number) / "state.json")
 
     def put(self, names: dict[str, bytes], modes: dict[str, str] | None = None) -> str:
         """Pushes a tree by hand; returns its name."""
