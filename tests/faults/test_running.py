@@ -56,8 +56,8 @@ def job_folder(cli: Cli, number: int) -> Path:
 
 
 def latest(cli: Cli) -> int:
-    """The number of the last job."""
-    return int(max(cli("status", "--json").json[0]["jobs"], key=lambda job: job["number"])["number"])
+    """The number of the last job; 0 where there was none yet."""
+    return max((int(job["number"]) for job in cli("status", "--json").json[0]["jobs"]), default=0)
 
 
 def machine_id(cli: Cli) -> str:
