@@ -333,6 +333,8 @@ def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) ->
                     note(job, home={"at": pulled.at})
                 complaint = ""
             except (OrchestrateError, OSError) as error:  # the final pull will raise what doesn't mend itself
+                if wire is not None:
+                    wire.close()
                 wire = None
                 if str(error) != complaint and not isinstance(error, Unreachable):
                     complaint = str(error)

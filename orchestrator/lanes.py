@@ -52,9 +52,9 @@ class Lanes:
 
     def close(self) -> None:
         """Closes all, and with each but the first its connection."""
-        self.channels[0].close()
         for channel in self.channels[1:]:
             channel.get_transport().close()
+        self.channels[0].close()
 
     def __getattr__(self, name: str) -> Any:
         """What the agent prints beside the frames, and how it ends."""

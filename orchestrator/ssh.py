@@ -25,7 +25,7 @@ from infra.lean import paramiko
 from orchestrator.beside import ahead
 from orchestrator.channels import Channels
 from orchestrator.errors import CommandFailed, MachineGone, OrchestrateError, Refused, Unreachable, UsageError
-from orchestrator.wire import LANE, LOADER, NEAR_WINDOW, Wire, digest, exit_code, is_near, skip_greeting
+from orchestrator.wire import LANE, LOADER, NEAR_WINDOW, Wire, digest, exit_code, is_near, skip_greeting, understood
 
 CONNECT_TIMEOUT_S = 15.0
 DEAD_LINK_TIMEOUT_S = 20.0  # seen by the kernel, see TCP_USER_TIMEOUT in tcp(7); within 30 s on a busy computer too
@@ -234,10 +234,16 @@ class Host:
     def _lane(self, door: str, number: int) -> paramiko.Channel:
         transport = self._connect()
         self._lanes.append(transport)
-        channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
-        channel.settimeout(CONNECT_TIMEOUT_S)
-        self._start(channel, shlex.join(["exec", "python3", "-S", "-c", LANE, door, str(number)]))
-        skip_greeting(channel)
+        try:
+            self._check_not_retired()
+            channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
+            channel.settimeout(CONNECT_TIMEOUT_S)
+            with understood():  # the door is the machine's word
+                self._start(channel, shlex.join(["exec", "python3", "-S", "-c", LANE, door, str(number)]))
+            skip_greeting(channel)
+        except BaseException:
+            transport.close()
+            raise
         return channel
 
     def park(self, wire: Wire) -> None:

@@ -378,7 +378,8 @@ class Outputs:
                         stream.take(wire.get(job, asked), meter)
                     except TooSlow:
                         wire.widen()
-                    wanted, begun = {path: wanted[path] for path in stream.owed()}, stream.cut_off()
+                    begun = {path: size for path, size in begun.items() if path in stream.left} | stream.cut_off()
+                    wanted = {path: wanted[path] for path in stream.owed()}
             finally:
                 meter.end()
         self.have.update(arrivals.settled)

@@ -103,13 +103,23 @@ def op_door(request: Facts) -> str:
 def op_join(request: Facts) -> None:
     """What comes and goes after the answer takes turns on our own channel and those that have come, by `numbers`."""
     global stdin, stdout
-    lanes, (listener, name) = importlib.import_module("lanes"), door
-    with contextlib.closing(listener):
-        os.unlink(name)
-        ins, outs = lanes.come(listener, request["numbers"])
+    lanes = importlib.import_module("lanes")
+    try:
+        ins, outs = lanes.come(door[0], request["numbers"])
+    finally:
+        close_door()
     send_json({"ok": {}})
     stdout.flush()
     stdin, stdout = lanes.Lanes([stdin, *ins]), lanes.Lanes([stdout, *outs])
+
+
+def close_door() -> None:
+    """Nobody comes any more."""
+    global door
+    if door is not None:
+        (listener, name), door = door, None
+        listener.close()
+        os.unlink(name)
 
 
 # ---- the machine --------------------------------------------------------------------------------------------------
@@ -603,6 +613,14 @@ def main(install: Callable[[], None]) -> None:
         return
     supervisor = importlib.import_module("supervisor")
     send_json({"ok": {}})
+    try:
+        converse()
+    finally:
+        close_door()
+
+
+def converse() -> None:
+    """Answers one request after the other, until the client is gone."""
     while True:
         stdout.flush()
         kind, body = receive()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Tuple
 
 STRIPE = 1 << 18  # bytes; as `orchestrator/lanes.py` has it
-COME_S = 30.0  # for one that was started
+COME_S = 5.0  # for one that has said that it is here: less than its other end waits for the answer
 STAY: List[socket.socket] = []  # their processes' ends of them: those end once we do
 
 
@@ -34,13 +34,14 @@ class Lanes:
         return self.files[turn % len(self.files)], size
 
     def read(self, size: int) -> bytes:
-        """So many bytes; fewer where one of them has ended."""
+        """So many bytes; fewer where one of them has ended, and none after that: what the others have is no request."""
         data = bytearray()
         while len(data) < size:
             file, most = self.here(size - len(data))
             chunk = file.read(most)
             data += chunk
             if len(chunk) < most:
+                self.files = [file]
                 break
         return bytes(data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator import ssh, sync, wire, worktree
+from orchestrator import jobs, ssh, sync, wire, worktree
+from orchestrator.arrivals import Arrivals
 from orchestrator.errors import Unreachable
 from orchestrator.fleet import Fleet
 from orchestrator.lanes import Lanes
+from orchestrator.remote import lanes as remote
 from orchestrator.ssh import STREAMS, Host
-from orchestrator.store import MachineRow, Store
+from orchestrator.store import Job, MachineRow, Store
 from tests.orchestrator.rig import Rig
 
 SIZE = 24 << 20
@@ -165,6 +168,80 @@ def test_nothing_of_them_is_left_on_the_machine(
         push(host, project)
         assert rig.processes("import array")
     eventually(lambda: not rig.processes("import array"))
+
+
+@pytest.mark.parametrize("server", ["openssh"], indirect=True)
+def test_one_that_greets_and_never_comes_is_not_waited_for_long(
+    rig: Rig, slow: list[sync.Meter], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = "import time\nif sys.argv[2] == '3': time.sleep(600)\nagent.sendmsg"
+    monkeypatch.setattr(ssh, "LANE", wire.LANE.replace("agent.sendmsg", late))
+    with rig.host() as host:
+        assert content(push(host, project)) == content(project)
+        assert not any(lane.is_active() for lane in host._lanes)
+
+
+def test_a_machine_that_names_no_door_gets_one(
+    rig: Rig, slow: list[sync.Meter], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = wire.Wire.call
+    named = lambda line, op, *words, **more: "\ud800" if op == "door" else call(line, op, *words, **more)  # noqa: E731
+    monkeypatch.setattr(wire.Wire, "call", named)
+    with rig.host() as host:
+        assert content(push(host, project)) == content(project)
+        assert not any(lane.is_active() for lane in host._lanes)
+
+
+@pytest.mark.parametrize("server", ["openssh"], indirect=True)
+def test_a_door_goes_with_its_agent(rig: Rig, eventually: Callable[..., Any]) -> None:
+    with rig.host() as host:
+        door = Path(host.agent().call("door"))
+        assert door.is_socket()
+        host.channels.transport.sock.close()
+    eventually(lambda: not door.exists())
+
+
+def test_all_that_was_cut_off_goes_on(rig: Rig, slow: list[sync.Meter], project: Path, tmp_path: Path) -> None:
+    """The transfer turns out slow while the first of two large files comes."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with rig.host() as host, host.agent() as line:
+        work = Path(line.call("probe")["root"], "jobs", "0001", "work")
+        work.mkdir(parents=True)
+        project.rename(work / "outputs")
+        there = sync.manifest_of(line, 1, ["outputs"]).files
+        with Arrivals(home) as arrivals:
+            for path in ("outputs/noise", "outputs/text"):
+                partial = arrivals.begin(path, there[path].mark, there[path].size)
+                partial.write((work / path).read_bytes()[: -(10 << 20)])
+                partial.leave()
+        pulled = sync.Outputs(home).pull(line, 1, ["outputs"], final=True)
+        assert content(home / "outputs") == content(work / "outputs")
+        assert connections(host) == STREAMS and pulled.new_bytes == slow[-1].total
+
+
+def test_each_pull_that_fails_closes_them(
+    rig: Rig, slow: list[sync.Meter], project: Path, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    """Of a job that runs; here a folder at home is in the way of a file."""
+    (tmp_path / "results/outputs/noise").mkdir(parents=True)
+    said: list[str] = []
+    with rig.host() as host:
+        with host.agent() as line:
+            work = Path(line.call("probe")["root"], "jobs", "0001", "work")
+            work.mkdir(parents=True)
+            project.rename(work / "outputs")
+        job = Job(1, 1, "", "", ["outputs"], "running", None, "", 0, 0, None, tmp_path / "results", 0, False)
+        with jobs.pulling(host, job, 0.1, said.append):
+            eventually(lambda: connections(host) > 2 * STREAMS)
+        assert said and not any(lane.is_active() for lane in host._lanes)
+
+
+def test_what_follows_what_one_has_lost_is_no_request() -> None:
+    lanes = remote.Lanes([io.BytesIO(b"a" * remote.STRIPE), io.BytesIO(b"b" * 10), io.BytesIO(b"c" * remote.STRIPE)])
+    assert lanes.read(remote.STRIPE + 100) == b"a" * remote.STRIPE + b"b" * 10
+    lanes.at = 2 * remote.STRIPE
+    assert lanes.read(5) == b""
 
 
 def test_several_machines_share_them(tmp_path: Path) -> None:
