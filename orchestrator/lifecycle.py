@@ -347,6 +347,7 @@ def check(
 
     def look(node: int, host: Host) -> bootstrap.Ready:
         with said_where_gone(session, fleet.machines[node]), host.agent() as wire:
+            store.there(session, fleet.machines[node])
             ready = bootstrap.prepare(host, wire, list(config.tools), cloud.mirrors, gpus, say[node])
             if config.recover and len(fleet.hosts) == 1:  # of several, the client begins all again together
                 bootstrap.survive_reboots(wire, not (cloud.keeps_disk or session.simulated), say[node])

@@ -368,7 +368,8 @@ class Store:
         Where that can't be written they go on counting: what has become of them matters more.
         """
         change = (
-            "UPDATE machines SET gone_at = MIN(?, (SELECT expires_at FROM sessions WHERE id = session)) "
+            "UPDATE machines SET "
+            "gone_at = MAX(created_at, MIN(?, (SELECT expires_at FROM sessions WHERE id = session))) "
             "WHERE session = ? AND id = ? AND COALESCE(gone_at, ended_at) IS NULL"
         )
         with contextlib.suppress(OrchestrateError):

@@ -326,6 +326,15 @@ def test_a_job_whose_client_was_killed_while_it_was_queued_runs_once_and_to_its_
     cli("down")
 
 
+def test_a_machine_that_was_said_to_be_gone_and_runs_a_job_costs_what_it_costs(cli: Cli) -> None:
+    cli.write("orchestrate.yaml", "resources: {provider: local}\ntools: []\nrun: echo here\n")
+    cli("up", "s", "--yes")
+    store = Store(cli.home)
+    store.gone(store.pick("s"), store.pick("s").machines)
+    cli("run")
+    assert store.pick("s").machines[0].gone_at is None
+
+
 def test_a_local_job_whose_supervisor_was_killed_goes_on(counting: Cli, eventually: Any) -> None:
     cli = counting
     cli("up", "s", "--yes")

@@ -180,6 +180,14 @@ def test_a_machine_that_is_gone_costs_nothing_from_then_on_and_stays_one_of_the_
     assert cost(store.sessions(every=True)[0]) == "21.60 CNY"  # 3, 2 and 1 hours
 
 
+def test_no_clock_makes_a_machine_that_is_gone_cost_less_than_nothing(store: Store, clock: Clock) -> None:
+    session = opened(store)
+    store.add_machines(session, [machine(created_at=clock.now)])
+    clock.now -= 3600
+    store.gone(session, store.pick("s").machines)
+    assert store.pick("s").cost(clock.now) == 0
+
+
 def test_a_record_of_an_earlier_version_learns_which_machines_are_gone(store: Store, clock: Clock) -> None:
     session = opened(store)
     store.add_machines(session, [machine()])
