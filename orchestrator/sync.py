@@ -50,14 +50,15 @@ class Meter:
     def __init__(self, what: str, total: int, tell: Tell | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.what, self.total, self.tell, self.clock = what, total, tell, clock
         self.moved, self.told = 0, False
-        self.started = clock()
-        self.due = self.started + 0.5
+        self.started = self.due = 0.0  # with the first bytes: who sends may have to read what is there already
         self.hurries = False  # whether it may be too slow
 
     def add(self, size: int) -> None:
         """So many bytes more. Raises TooSlow."""
         self.moved += size
         now = self.clock()
+        if not self.started:
+            self.started, self.due = now, now + 0.5
         if now < self.due:
             return
         self.due = now + 0.2

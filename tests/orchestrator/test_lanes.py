@@ -271,3 +271,13 @@ def test_what_is_slow(bytes_per_s: float, left: float, is_slow: bool) -> None:
         assert is_slow and moved >= 7  # it was looked at for two seconds
     else:
         assert not is_slow
+
+
+def test_what_is_read_before_the_first_bytes_come_makes_no_line_slow() -> None:
+    now = 1.0
+    meter = sync.Meter("x", 1 << 30, None, lambda: now)
+    meter.hurries = True
+    now = 100.0
+    for _ in range(40):
+        now += 0.1
+        meter.add(10 << 20)

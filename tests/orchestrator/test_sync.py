@@ -389,7 +389,7 @@ def test_what_nobody_needs_is_removed_after_two_weeks(
 
 def test_a_transfer_is_told_once_it_takes_longer_than_a_moment_and_its_end_too() -> None:
     told: list[Any] = []
-    now = iter([0.0, 0.1, 0.6, 0.7, 2.0])
+    now = iter([1.0, 1.6, 1.7, 3.0])
     meter = sync.Meter("x", 400, told.append, clock=lambda: next(now))
     for _ in range(4):
         meter.add(100)
