@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from infra.errors import InfraError, NoAnswer, Refused, WrongClock, classify
+from infra.errors import InfraError, MissingTool, NoAnswer, Refused, WrongClock, classify
 from infra.provider import Access, Quote, Rented, Say, Survivor, sdk
 
 S = TypeVar("S")
@@ -48,7 +48,8 @@ def quotes(
                 raise NoAnswer(f"{rented.title} took longer than {deadline_s:g} s to tell prices and stock")
             found += future.result()
         except InfraError as error:
-            why.setdefault(str(error), []).append(region)
+            remedy = f" ({error.hint})" if isinstance(error, MissingTool) else ""
+            why.setdefault(f"{error}{remedy}", []).append(region)
     for reason, regions in why.items():
         say(f"{reason}; its prices in {', '.join(regions)} are those of the shipped list, of their date")
     return found

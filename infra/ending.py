@@ -69,9 +69,9 @@ def destroy(rented: Rented, world: World, session: str, folder: Path, say: Say) 
 
 def close(stack: Stack | None, mark: str, folder: Path, say: Say) -> None:
     """Removes what is kept of a state whose things have all ended: the state, and its passphrase."""
-    from infra.stack import forget
-
     if stack is not None:
+        from infra.stack import forget
+
         try:
             forget(stack)
         except InfraError as error:
@@ -98,14 +98,14 @@ def end_stack(stack: Stack, say: Say) -> None:
 
 def finish(rented: Rented, stack: Stack | None, folder: Path, trouble: Exception, say: Say) -> None:
     """After the cloud's lists show nothing more: ends what only the engine's state knows. Raises MayStillExist."""
-    from infra import stackstate
-    from infra.stack import StateDamaged
-
     if stack is None:
         if rented.unlisted:
             unseen = "what the engine's state names, which the cloud's lists don't show"
             raise MayStillExist(f"not all of it could be ended: {trouble}", [unseen], getattr(trouble, "hint", ""))
         return
+    from infra import stackstate
+    from infra.stack import StateDamaged
+
     try:
         for one in stackstate.pending(
             stack

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra import passphrases
-from infra.provider import Rented, Say
+from infra.provider import Rented, Say, sdk
 
 if TYPE_CHECKING:
     from infra.stack import Stack
@@ -58,6 +58,7 @@ def stack_of(rented: Rented, world: World, folder: Path, region: str, mark: str,
 
     `state`: where the state is to be kept. Where the session's was kept before, it stays.
     """
+    rented.need_packages()
     from infra import engine as engines
     from infra.stack import Stack, write
 
@@ -81,8 +82,9 @@ def stack_of(rented: Rented, world: World, folder: Path, region: str, mark: str,
     return stack
 
 
-def check_state(place: str, say: Say) -> None:
-    """Raises BadRequest where the engine can't keep states there. Asks no cloud."""
+def check_state(place: str, say: Say, provider: str) -> None:
+    """Raises BadRequest where the engine can't keep states there, MissingTool. Asks no cloud."""
+    sdk(provider, "pulumi")
     from infra import engine as engines
     from infra.stack import Stack, check_place
 

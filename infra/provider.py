@@ -346,6 +346,20 @@ class Rented:
         """The engine's settings: the default provider's region. Keys go by environment, so none is in the state."""
         return {f"{self.plugin}:region": region}
 
+    def need_packages(self) -> None:
+        """Raises MissingTool where the packages by which the engine works for it aren't installed. Imports none."""
+        if missing := self.missing_packages():
+            raise not_installed(self.name, ", ".join(missing))
+
+    def missing_packages(self) -> list[str]:
+        """Which of them aren't installed."""
+        return [name for name in ("pulumi", self.package[0]) if importlib.util.find_spec(name) is None]
+
+
+def not_installed(extra: str, what: str) -> MissingTool:
+    """A package is missing: which, and the command that installs it."""
+    return MissingTool(f"a package for {extra} isn't installed: {what}", f"pip install 'orchestrate[{extra}]'")
+
 
 def sdk(extra: str, *modules: str) -> list[Any]:
     """Modules of a cloud's packages, imported only here. Raises MissingTool with the command that installs them."""
@@ -354,9 +368,7 @@ def sdk(extra: str, *modules: str) -> list[Any]:
             warnings.simplefilter("ignore")  # of the packages about themselves: nothing that a user could do about
             return [importlib.import_module(module) for module in modules]
     except ImportError as error:
-        raise MissingTool(
-            f"a package for {extra} isn't installed: {error.name or error}", f"pip install 'orchestrate[{extra}]'"
-        ) from error
+        raise not_installed(extra, error.name or str(error)) from error
 
 
 def names() -> list[str]:

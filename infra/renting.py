@@ -70,6 +70,7 @@ def check(rented: Rented, world: World, offer: Offer) -> None:
 
 def check_folder(rented: Rented, world: World, session: str, folder: Path, say: Say) -> None:
     """Whether what an `up` that was cut off has left can be gone on with. Raises WrongPassphrase, with nothing done."""
+    rented.need_packages()
     from infra import stackstate
     from infra.stack import StateDamaged
 
@@ -87,6 +88,7 @@ def create(rented: Rented, world: World, spec: MachineSpec, say: Say) -> tuple[M
 
     Raises Refused (one of its kinds), another InfraError, or MayStillExist.
     """
+    rented.need_packages()
     from infra import deployment
     from infra.stack import EngineFailed
 
@@ -131,6 +133,7 @@ def mend(
 
     Raises InfraError (a Refused, where the cloud has none); then `destroy` ends the rest.
     """
+    rented.need_packages()
     from infra import mending, stackstate
     from infra.stack import EngineFailed
 
@@ -184,6 +187,7 @@ def clear(rented: Rented, world: World, spec: MachineSpec, say: Say) -> None:
 
 def preview(rented: Rented, world: World, spec: MachineSpec, say: Say) -> list[str]:
     """What would be made, by the engine's own preview in a folder of its own; nothing is. Raises InfraError."""
+    rented.need_packages()
     from infra import deployment
 
     with tempfile.TemporaryDirectory() as folder:

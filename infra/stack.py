@@ -29,20 +29,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from pulumi.automation import CommandResult, LocalWorkspace, errors
+from pulumi.automation import Stack as EngineStack
 
 from infra import enginecommand
 from infra.engine import Engine
 from infra.errors import BadRequest, InfraError, InUse, MissingTool
 from infra.provider import Say
-
-try:
-    from pulumi.automation import CommandResult, LocalWorkspace, errors
-    from pulumi.automation import Stack as EngineStack
-except ImportError as missing:  # an extra of the distribution, which only the clouds need
-    raise MissingTool(
-        f"Pulumi's Python SDK isn't installed ({missing})",
-        "pip install 'orchestrate[aliyun]' (or tencent, or huawei)",
-    ) from missing
 
 
 class EngineError(InfraError):

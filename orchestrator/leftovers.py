@@ -58,8 +58,11 @@ def look(
         for region in own:
             try:
                 found = cloud.found(region)
-            except (NoCredentials, MissingTool) as error:
+            except NoCredentials as error:
                 seen.unasked[name] = str(error)
+                break
+            except MissingTool as error:
+                seen.unasked[name] = f"{error} ({error.hint})"
                 break
             except InfraError as error:
                 seen.unheard.append(f"{cloud.title}, {region}: {error}")
@@ -126,7 +129,9 @@ def check_heard(seen: Survey) -> None:
         )
     if not seen.asked:
         reasons = "; ".join(f"{name}: {why}" for name, why in seen.unasked.items())
-        raise UsageError(f"no cloud could be asked: {reasons}", "set a cloud's key in the environment")
+        raise UsageError(
+            f"no cloud could be asked: {reasons}", "set a cloud's key in the environment, or install its package"
+        )
 
 
 def clouds(text: str | None) -> list[str]:

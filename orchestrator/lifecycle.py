@@ -65,7 +65,7 @@ SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine ta
 def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool = False) -> Session:
     """Machines that are ready: those of this session, or new ones. Raises OrchestrateError, with nothing left."""
     clouds = allowed(config, simulate)
-    check_state(config, watcher)
+    check_state(config, clouds, watcher)
     bucket.check(config, clouds, simulate)
     with store.lock(name):
         session, goes_on, lifetime_s = store.find(name), False, float(config.resources.expiry)
@@ -99,13 +99,13 @@ def up(store: Store, name: str, config: Config, watcher: Watcher, simulate: bool
         return store.pick(name)
 
 
-def check_state(config: Config, watcher: Watcher) -> None:
+def check_state(config: Config, clouds: Clouds, watcher: Watcher) -> None:
     """Raises UsageError where the engine's state can't be kept where the user wants it, before any cloud is asked."""
-    if (state := config.state_place()) and config.resources.providers != ("local",):
+    if (state := config.state_place()) and (rented := [name for name in clouds if name != "local"]):
         from infra import places
 
         with mapped():
-            places.check_state(state, watcher.say)
+            places.check_state(state, watcher.say, rented[0])
 
 
 def check_nothing_there(store: Store, session: Session) -> None:

@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record_reason(error.reason)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "torchvision"):
+        if error.name not in ("numpy", "PIL", "sklearn", "torch", "torchvision"):
             raise
         print(f"error: this needs {error.name}. pip install 'orchestrate[trainer]'", file=sys.stderr, flush=True)
         return 2

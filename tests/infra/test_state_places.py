@@ -140,7 +140,7 @@ def test_a_state_is_kept_elsewhere_and_what_was_made_is_moved_and_ended_from_the
     where, files = place
     there, folder = provider.load("aliyun", simulated=True), tmp_path / "s"
     folder.mkdir(mode=0o700)
-    places.check_state(where, unheard)
+    places.check_state(where, unheard, "aliyun")
     there.create(spec_in(folder, where), unheard)
     mark = places.identity("s", folder)
     assert any(f"stacks/orchestrate/{mark}.json" in file for file in files())
@@ -168,4 +168,4 @@ def test_a_place_that_can_not_be_used_is_one_error_before_any_cloud_is_asked(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any-at-all")
     with pytest.raises(BadRequest, match=r"can't be kept in s3://bucket.*connection refused"):
-        places.check_state("s3://bucket?endpoint=http://127.0.0.1:9&region=x&s3ForcePathStyle=true", unheard)
+        places.check_state("s3://bucket?endpoint=http://127.0.0.1:9&region=x&s3ForcePathStyle=true", unheard, "aliyun")
