@@ -82,7 +82,7 @@ def sent(
     paths = config.input_paths()
     trees = {INPUT + name: input_tree(path) for name, path in paths.items()} | {LIBRARY: trainer_tree()}
     try:
-        work = work_tree(config, argv, records)
+        work = work_tree(config, argv, records, say)
     except UsageError:
         if begun is None:
             raise
@@ -288,7 +288,9 @@ def what_to_run(config: Config, argv: list[str] | None) -> tuple[list[str] | Non
     return list(config.run) or TRAIN, None
 
 
-def work_tree(config: Config, argv: list[str] | None, records: Path) -> worktree.Tree | None:
+def work_tree(
+    config: Config, argv: list[str] | None, records: Path, say: Callable[[str], None]
+) -> worktree.Tree | None:
     """The working folder as it is sent; None where nothing of it is run. Raises UsageError."""
     if config.source is None and not argv:
         return None  # no file and no command: the trainer needs nothing from here
@@ -300,6 +302,9 @@ def work_tree(config: Config, argv: list[str] | None, records: Path) -> worktree
     names = worktree.working_files(root, list(config.exclude))
     own = records.resolve()  # it may lie in the folder, and the sessions' keys in it stay here
     names = [name for name in names if not (root / name).parent.resolve().is_relative_to(own)]
+    if written := worktree.own_output(root, names):
+        say(f"not sent, since what is said here goes to it: {', '.join(map(sync.shown, written))}")
+        names = [name for name in names if name not in written]
     if not names:
         return None
     return worktree.read_tree(root, names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def write(place: Path, content: Path, config: Config, argv: list[str] | None, tr
     ):
         room -= size
         if room >= 0:
-            keep(origin, content / digest, digest)
+            keep(origin, content / digest, digest, size)
     named = {
         role: {"root": str(tree.root), "entries": tree.entries, "sizes": tree.sizes} for role, tree in trees.items()
     }
@@ -111,13 +112,14 @@ def write(place: Path, content: Path, config: Config, argv: list[str] | None, tr
     (place / f".{JOB}").replace(place / JOB)
 
 
-def keep(origin: str, target: Path, digest: str) -> None:
-    """A copy of that content; none where it can't be had, or is another by now."""
+def keep(origin: str, target: Path, digest: str, size: int) -> None:
+    """A copy of that content, the file's first `size` bytes; none where it can't be had, or is another by now."""
     if target.exists():
         return
     aside = target.with_name(f".{digest}")
     with contextlib.suppress(OSError):
         shutil.copyfile(origin, aside)
+        os.truncate(aside, size)
         if digest_of(str(aside))[0] == digest:
             aside.replace(target)
             return

@@ -133,9 +133,7 @@ def send(wire: Wire, tree: Tree, missing: dict[str, int], begun: dict[str, int],
         wire.put(metered(stream(tree, missing, begun), meter), meter.total)
     except MachineError as error:
         if error.kind == "damaged" and not begun:
-            raise TransferIncomplete(
-                f"a file of {shown(str(tree.root))} changed while it was sent", "run the same command again"
-            ) from error
+            raise changed(next((path for one, path in tree.origins.items() if one in str(error)), "")) from error
         raise
     finally:
         meter.end()
@@ -182,23 +180,28 @@ def metered(sent: Iterable[Sent], meter: Meter) -> Iterator[Sent]:
 def chunks(path: str, size: int, offset: int = 0) -> Iterator[bytes]:
     """The file's `size` bytes from the offset on. Whether they are still what was hashed, the machine finds out.
 
-    Raises TransferIncomplete for one of another size.
+    One that has grown since, as a log does, is sent as it was then. Raises TransferIncomplete for one that is shorter.
     """
     left = size - offset
     with contextlib.suppress(OSError):  # one that is gone has changed too
         file = os.open(path, os.O_RDONLY)
         try:
             os.lseek(file, offset, os.SEEK_SET)
-            while left > 0 and (chunk := os.read(file, min(CHUNK, left + 1))):
+            while left > 0 and (chunk := os.read(file, min(CHUNK, left))):
                 left -= len(chunk)
-                if left >= 0:
-                    yield chunk
+                yield chunk
         finally:
             os.close(file)
     if left:
-        raise TransferIncomplete(
-            f"{shown(path)} changed while it was sent", "run the same command again once it is at rest"
-        )
+        raise changed(path)
+
+
+def changed(path: str) -> TransferIncomplete:
+    """A file isn't any more what it was when it was read."""
+    return TransferIncomplete(
+        f"{shown(path) if path else 'a file'} changed while it was sent",
+        "run the same command again; one that something else goes on writing is named under `exclude:`, or moved away",
+    )
 
 
 # ---- pull ---------------------------------------------------------------------------------------------------------

@@ -128,6 +128,21 @@ def git_files(root: Path, exclude: list[str], results: str = "/results/") -> lis
     return found
 
 
+def own_output(root: Path, names: list[str]) -> list[str]:
+    """Those of these files that this program's own output goes to, as with `orchestrate run > log`."""
+    ours = []
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):  # closed
+            ours.append(os.fstat(stream))
+    found = []
+    for name in names if any(stat.S_ISREG(info.st_mode) for info in ours) else []:
+        with contextlib.suppress(OSError):
+            info = os.lstat(os.path.join(root, name))
+            if any(os.path.samestat(info, one) for one in ours):
+                found.append(name)
+    return found
+
+
 def make_empty_repository(folder: Path) -> None:
     """As little as git takes for one: `git init` copies its samples, and takes as long as the list."""
     for name in ("objects", "refs"):

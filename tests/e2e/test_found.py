@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.conftest import Cli, survivors
 
@@ -181,3 +184,22 @@ def test_a_machine_that_ended_and_whose_address_another_has_is_called_ended(
     for verb in ("logs", "pull"):
         assert "has ended, and another is there by now" in cli(verb, "a", code=7).err
     assert "orchestrate up a" in cli("down", "a", code=8).err
+
+
+@pytest.mark.parametrize(
+    "own", [{"stdout": "run.log", "stderr": "run.log"}, {"stdout": "out.log", "stderr": "err.log"}]
+)
+def test_a_file_in_the_folder_that_the_output_goes_to_is_not_sent(cli: Cli, own: dict[str, str]) -> None:
+    cli.write("x.py", "import os; print(sorted(os.listdir('.')))")
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context((cli.folder / name).open("wb")) for name in set(own.values())}
+        argv = cli.argv("launch", "--provider", "local", "--", "python", "x.py")
+        done = subprocess.run(
+            argv, cwd=cli.folder, env=cli.env(None), timeout=120, **{key: files[name] for key, name in own.items()}
+        )
+    said = (cli.folder / own["stderr"]).read_text()
+    assert done.returncode == 0, said
+    assert "['outputs', 'x.py']\n" in (cli.folder / own["stdout"]).read_text()
+    names = ", ".join(sorted(files))
+    assert said.count(f"not sent, since what is said here goes to it: {names}\n") == 1
+    assert survivors(cli.home) == []

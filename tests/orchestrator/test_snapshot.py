@@ -60,6 +60,17 @@ def test_what_was_edited_since_is_as_it_was_and_data_is_taken_as_it_is_now(
         kept.as_begun({INPUT + "data": tree(tmp_path / "data", a="1")}, said.append)
 
 
+def test_of_a_file_that_has_grown_since_it_was_read_what_was_sent_is_kept(
+    begun: tuple[Session, Job], tmp_path: Path
+) -> None:
+    then = tree(tmp_path / "work", a="code", log="begun\n")
+    with (tmp_path / "work/log").open("a") as log:
+        log.write("more\n")
+    snapshot.take(*begun, config.load(None, tmp_path), ["true"], {WORK: then}, print)
+    kept = snapshot.of(*begun)
+    assert kept is not None and content(kept.as_begun({}, print)[WORK]) == {"a": "code", "log": "begun\n"}
+
+
 def test_what_is_too_large_to_be_kept_or_cannot_be_is_said(
     begun: tuple[Session, Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
