@@ -144,7 +144,9 @@ def bring_through(
             if job.state != "lost":
                 return job
             store.update_job(job, state="lost", reason=job.reason)
-            store.note(session, f"job {job.number} lost: {job.reason}")
+            lost = f"job {job.number} lost: {job.reason}"
+            if [event["what"] for event in store.events(session)][-1:] != [lost]:  # else it is still the same loss
+                store.note(session, lost)
             watcher.say(f"job {job.number} was lost ({job.reason}); it goes on from what came home of it")
             session, job = begin_again(store, session, config, argv, job, watcher)
     raise OrchestrateError(f"job {job.number} was lost {MOST} times", "does it break its machines?")

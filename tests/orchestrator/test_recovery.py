@@ -126,6 +126,28 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     assert not tries, "what was a matter of moments was tried again without a machine made anew"
 
 
+def test_a_loss_is_told_once_however_often_a_command_tries_to_have_the_job_go_on(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise Unreachable("Connection refused")
+
+    def recover() -> None:
+        with pytest.raises(Unreachable, match="refused"):
+            recovery.bring_through(store, session, Config(), None, store.job(session, 1), Told())  # type: ignore[arg-type]
+
+    job = store.add_job(session, "r", "true", [], tmp_path)
+    store.update_job(job, state="lost", reason="Connection refused")
+    monkeypatch.setattr(recovery, "begin_again", refused)
+    before, lost = len(store.events(session)), "job 1 lost: Connection refused"
+    for _ in range(3):
+        recover()
+    assert [event["what"] for event in store.events(session)[before:]] == [lost]
+    store.note(session, "job 1 goes on, on gn7i in cn")
+    recover()
+    assert [event["what"] for event in store.events(session)[before:]] == [lost, "job 1 goes on, on gn7i in cn", lost]
+
+
 def test_a_machine_whose_disk_is_kept_is_started_again_and_never_removed(
     store: Store, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
