@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from orchestrator.errors import MayStillBill, OrchestrateError, UsageError
 from orchestrator.flags import (
@@ -76,7 +77,37 @@ if TYPE_CHECKING:
     from orchestrator.report import Terminal
     from orchestrator.store import Job, Session, Store
 
+
+class Commands(TyperGroup):
+    """The commands; wrong words are an error as any other, also in JSON where that is asked for."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """Of the words before the command."""
+        with _told_as_json():
+            return super().make_context(*args, **more)
+
+    def invoke(self, *args: Any, **more: Any) -> Any:
+        """Of the command and its words."""
+        with _told_as_json():
+            return super().invoke(*args, **more)
+
+
+@contextmanager
+def _told_as_json() -> Iterator[None]:
+    """Prints what is wrong with the words as JSON where they ask for it, besides what is said of it on stderr."""
+    try:
+        yield
+    except WRONG_WORDS as error:
+        if "--json" in sys.argv[: sys.argv.index("--") if "--" in sys.argv else None]:
+            command = error.ctx.command_path if error.ctx else "orchestrate"
+            error_json(error.format_message(), f"`{command} --help` shows what there is", error.exit_code)
+        raise
+
+
+WRONG_WORDS: Any = typer.BadParameter.__base__  # the UsageError of click, or of what typer has in its place
+
 app = typer.Typer(
+    cls=Commands,
     help="Rent a machine, train on it, bring the results home, leave nothing billing.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -707,8 +738,13 @@ def fail(error: OrchestrateError, as_json: bool) -> None:
     if error.hint:
         print(f"  next: {clean(error.hint)}", file=sys.stderr)
     if as_json and not error.told:
-        print(json.dumps({"error": str(error), "hint": error.hint, "exit_code": error.exit_code}))
+        error_json(str(error), error.hint, error.exit_code)
     raise typer.Exit(error.exit_code)
+
+
+def error_json(message: str, hint: str, code: int) -> None:
+    """An error as --json prints it."""
+    print(json.dumps({"error": message, "hint": hint, "exit_code": code}))
 
 
 def done(as_json: bool, value: Any, line: str = "", *useful: str) -> None:
@@ -756,7 +792,7 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, signal.default_int_handler)
     try:
-        app()
+        app(prog_name="orchestrate")
     except SystemExit as end:
         leave(end)
 

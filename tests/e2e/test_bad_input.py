@@ -48,6 +48,25 @@ def test_an_unknown_command_and_an_unknown_flag(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "said", "help_of"),
+    [
+        ("status --json --bogus", "No such option: --bogus", "orchestrate status"),
+        ("extend --json", "Missing option '--ttl' / '--expiry'.", "orchestrate extend"),
+        ("logs --job many --json", "No such option: --json", "orchestrate logs"),
+        ("upp --json", "No such command 'upp'", "orchestrate"),
+    ],
+)
+def test_wrong_words_with_json_are_an_error_in_json(cli: Cli, line: str, said: str, help_of: str) -> None:
+    done = cli(*line.split(), code=2)
+    assert set(done.json) == {"error", "hint", "exit_code"} and done.json["exit_code"] == 2
+    assert said in done.json["error"] and f"`{help_of} --help`" in done.json["hint"] and said in done.err
+
+
+def test_a_json_of_the_job_s_own_words_is_none_of_ours(cli: Cli) -> None:
+    assert cli("run", "--bogus", "--", "x", "--json", code=2).out == ""
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("resources:\n  gpu: 1\n", ["orchestrate.yaml:2", "did you mean gpus"]),
