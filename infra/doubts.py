@@ -6,6 +6,7 @@ with exit code 4, until the user has looked, and has said so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -46,14 +47,16 @@ def tell(folder: Path) -> list[str]:
     kept = _read(folder)
     doubts = [words for words, how in kept.items() if how != BELIEVED]
     if NEW in kept.values():
-        _write(folder, {words: how if how == BELIEVED else TOLD for words, how in kept.items()})
+        with contextlib.suppress(OSError):  # a full disk: he hears of it once more
+            _write(folder, {words: how if how == BELIEVED else TOLD for words, how in kept.items()})
     return doubts
 
 
 def believe(folder: Path) -> None:
     """The user says that what he was told of is gone."""
     if kept := _read(folder):
-        _write(folder, {words: BELIEVED if how == TOLD else how for words, how in kept.items()})
+        with contextlib.suppress(OSError):  # a full disk: it is asked for once more
+            _write(folder, {words: BELIEVED if how == TOLD else how for words, how in kept.items()})
 
 
 def _read(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands: `orchestrate --help` answers in 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -726,6 +727,14 @@ def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(141) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        watcher.close()
+        fail(
+            OrchestrateError(f"{error.filename or 'a file'} can't be written: {error.strerror}", "free some space"),
+            as_json,
+        )
     finally:
         watcher.close()
 

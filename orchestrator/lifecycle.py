@@ -268,7 +268,8 @@ def rolled_back(store: Store, session: Session, clouds: Clouds, watcher: Watcher
             session = store.pick(session.name)  # it may have gone to another cloud meanwhile
             store.note(session, f"up failed: {str(error) or type(error).__name__}")
         watcher.say("removing what was made")
-        take_away(store, session, clouds[session.provider], watcher)
+        with closed_on_record(store, session.name):
+            take_away(store, session, clouds[session.provider], watcher)
         if isinstance(error, Unreachable):  # whose code would say that something may still run there
             raise OrchestrateError(f"{error}; nothing of it is left", error.hint) from error
         raise
@@ -444,7 +445,7 @@ def down(store: Store, name: str, watcher: Watcher, discard: bool = False) -> Se
     A machine whose results couldn't be brought home is kept, unless `discard`, which also takes the user's word on what
     no list of the cloud shows. Twice is a success twice.
     """
-    with store.lock(name):
+    with store.lock(name), closed_on_record(store, name):
         session = store.pick(name)
         cloud = load_cloud(session.provider, session.simulated)
         if discard:
@@ -456,18 +457,36 @@ def down(store: Store, name: str, watcher: Watcher, discard: bool = False) -> Se
 
 
 @contextlib.contextmanager
+def closed_on_record(store: Store, name: str) -> Iterator[None]:
+    """A record that can't be written keeps no machine. Raises OrchestrateError where it can't be in the end either."""
+    over = False
+    try:
+        with store.going_on():
+            yield
+            over = True
+    except OrchestrateError as error:
+        if not over:
+            raise
+        raise OrchestrateError(
+            f"nothing is left of {name!r} that costs money, but that can't be recorded: {error}",
+            f"free some space, then `orchestrate down {name}` closes the session",
+        ) from error
+
+
+@contextlib.contextmanager
 def kept_with_results(session: Session) -> Iterator[None]:
     """What goes wrong before the machines are ended leaves them there: an error that doesn't say so does here."""
     try:
         yield
     except Refused as error:
         raise Refused(f"{error}; {session.name!r} is kept, and goes on costing what it costs", error.hint) from error
-    except OrchestrateError as error:
-        if error.exit_code != OrchestrateError.exit_code:
+    except (OrchestrateError, OSError) as error:  # OSError: a full disk
+        if isinstance(error, OrchestrateError) and error.exit_code != OrchestrateError.exit_code:
             raise
         raise MayStillBill(
             f"{error}; {session.name!r} is kept, and goes on costing what it costs",
-            error.hint or f"try again; `orchestrate down {session.name} --discard` gives up what is not here",
+            getattr(error, "hint", "")
+            or f"try again; `orchestrate down {session.name} --discard` gives up what is not here",
         ) from error
 
 
@@ -508,12 +527,13 @@ def end_machines(session: Session, cloud: provider.Cloud, watcher: Watcher) -> N
             left = cloud.survivors(session.name, session.folder)
     except InUse as error:
         raise Locked(str(error), error.hint) from error
-    except InfraError as error:
+    except (InfraError, OSError) as error:  # OSError: a full disk
         named = "".join(f"; {one}" for one in getattr(error, "survivors", ()))
         ids = [machine.id for machine in session.machines if machine.ended_at is None]
         machines = f"machine {', '.join(ids)}" if ids else "the machine"
         raise MayStillBill(
-            f"{machines} of {session.name!r} may still be there: {error}{named}", error.hint or again
+            f"{machines} of {session.name!r} may still be there: {error}{named}",
+            getattr(error, "hint", "") or again,
         ) from error
     if left:
         raise MayStillBill(f"still there of session {session.name!r}: {'; '.join(left)}", again)

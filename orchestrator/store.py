@@ -228,12 +228,14 @@ class Store:
         self.folder = folder or home()
         self.clock = clock
         self.one_thread = threading.RLock()  # at a time: they share the connection, and so its transaction
+        self.goes_on, self.owed = False, list[tuple[str, tuple[Any, ...]]]()  # see `going_on`
         old_mask = os.umask(0o077)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(
                 self.folder / "record.db", timeout=30, isolation_level=None, check_same_thread=False
             )
+            self.file = self.db  # or a copy of it in memory is used in its place
             self.db.row_factory = sqlite3.Row
             self.db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON; {SCHEMA}")
             for table, columns in ADDED.items():
@@ -249,7 +251,42 @@ class Store:
 
     def _write(self, sql: str, *values: Any) -> int:
         with self.one_thread, self._usable("written"):
-            return self.db.execute(sql, values).lastrowid or 0
+            try:
+                row = self.db.execute(sql, values).lastrowid or 0
+            except sqlite3.OperationalError:
+                if not self.goes_on or self.db is not self.file or self.db.in_transaction:
+                    raise
+                copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+                copy.row_factory = sqlite3.Row
+                self.db.backup(copy)
+                self.db, self.file = copy, self.db
+                row = self.db.execute(sql, values).lastrowid or 0
+            if self.db is not self.file:
+                self.owed.append((sql, values))
+            return row
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """What can't be written meanwhile, on a full disk, is kept in memory, and written when all is done.
+
+        Raises OrchestrateError then, where that still can't be done.
+        """
+        self.goes_on = True
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OrchestrateError):
+                self._pay()
+            raise
+        self._pay()
+
+    def _pay(self) -> None:
+        with self.one_thread:
+            self.goes_on, self.db, owed, self.owed = False, self.file, self.owed, []
+            if owed:
+                with self._transaction():
+                    for sql, values in owed:
+                        self._write(sql, *values)
 
     def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         with self.one_thread, self._usable("read"):
@@ -563,10 +600,12 @@ class Store:
                 raise OrchestrateError(f"{path} can't be locked: {error.strerror}", MEND) from error
             if holder:
                 raise Locked(f"session {name!r} is held by {holder}", "wait for it, or end it, then try again")
-            file.truncate(0)
-            file.write(f"`orchestrate {' '.join(sys.argv[1:2])}`, pid {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            note = f"`orchestrate {' '.join(sys.argv[1:2])}`, pid {os.getpid()} on {socket.gethostname()}"
+            with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+                file.truncate(0)
+                os.write(file.fileno(), os.fsencode(note))
             try:
                 yield
             finally:
-                file.truncate(0)
+                with contextlib.suppress(OSError):
+                    file.truncate(0)

@@ -255,6 +255,15 @@ def test_a_full_disk_of_the_record(cli: Cli, full_disk: Path) -> None:
     assert "can't be used" in done.err or "can't be written" in done.err
 
 
+def test_a_launch_ends_its_machine_and_has_its_results_though_its_record_is_full(cli: Cli, full_disk: Path) -> None:
+    cli.home = full_disk / "home"
+    filling = f"echo kept > outputs/it; head -c 1G /dev/zero > {full_disk}/filler; true"
+    launched = cli("launch", "--provider", "local", "--yes", "--", "bash", "-c", filling, code=3)
+    assert "can't be written" in launched.err and "free some space" in launched.err
+    assert survivors(cli.home) == [] and (cli.folder / "results/project/1/outputs/it").read_text() == "kept\n"
+    assert cli("status", "--json").json == []
+
+
 def test_a_record_that_is_no_database(cli: Cli) -> None:
     cli.home.mkdir()
     (cli.home / "record.db").write_text("this is not a database" * 100)

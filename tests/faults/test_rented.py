@@ -395,6 +395,20 @@ def test_row_19_a_disk_that_fills_up_while_a_machine_is_made_leaves_nothing(
     assert empty(cloud) and open_sessions(cli) == []
 
 
+def test_row_19_a_disk_on_which_nothing_can_be_written_keeps_no_machine(
+    cli: Cli, cloud: Simulator, small_disk: Path
+) -> None:
+    up(cli)
+    filler = fill(small_disk, leave=0)
+    assert "free some space" in cli("extend", "s", "--ttl", "30h", code=3).err
+    done = cli("down", "s", code=None)
+    assert done.code == 0 or (done.code == 3 and "nothing is left" in done.err), done.err
+    assert cloud.inventory() == []
+    filler.unlink()
+    cli("down", "s")
+    assert empty(cloud) and open_sessions(cli) == []
+
+
 # ---- deleting -----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -453,6 +454,28 @@ def test_a_full_disk_is_said_and_the_record_stays_whole(tmp_path: Path) -> None:
         before = len(store.jobs(session))
         store.add_job(session, "r", "c", [], tmp_path)
         assert len(store.jobs(session)) == before + 1
+        store.db.close()
+
+
+def test_who_goes_on_though_the_disk_is_full_pays_when_there_is_room_and_is_told_where_there_is_none(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        store = Store(disk / "home")
+        session = opened(store)
+        with contextlib.suppress(OrchestrateError):  # the record's own pages are full too
+            fill(disk)
+            for _ in range(2000):
+                store.note(session, "n" * 1000)
+        told = len(store.events(session))
+        with pytest.raises(OrchestrateError, match="can't be written"), store.going_on():
+            store.set_state(session, "closed")
+            assert store.find("s") is None and len(store.events(session)) == told + 1
+        assert store.pick("s").state == "creating" and len(store.events(session)) == told
+        with store.lock("s"), store.going_on():
+            store.set_state(session, "closed")
+            (disk / "filler").unlink()
+        assert Store(disk / "home").find("s") is None and len(store.events(session)) == told + 1
         store.db.close()
 
 
