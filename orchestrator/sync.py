@@ -323,6 +323,9 @@ class Outputs:
                 self.inodes = {path: file.inode for path, file in there.files.items()}
             if final and problems:
                 raise unfinished(problems)
+            for error in problems.values():
+                if isinstance(error, Refused):  # what is in the way at home won't go by itself
+                    raise error
             files = {path: (file.size, file.digest or self.have.get(path, "")) for path, file in there.files.items()}
             left = len(wanted) - came + len(there.unnameable)
             return Pulled(files, came, brought, there.skipped, left, there.at)

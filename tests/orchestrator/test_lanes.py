@@ -209,7 +209,7 @@ def test_all_that_was_cut_off_goes_on(rig: Rig, slow: list[sync.Meter], project:
         work = Path(line.call("probe")["root"], "jobs", "0001", "work")
         work.mkdir(parents=True)
         project.rename(work / "outputs")
-        there = sync.manifest_of(line, 1, ["outputs"]).files
+        there = sync.manifest_of(line, 1, ["outputs"], final=False).files
         with Arrivals(home) as arrivals:
             for path in ("outputs/noise", "outputs/text"):
                 partial = arrivals.begin(path, there[path].mark, there[path].size)
