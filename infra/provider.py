@@ -356,9 +356,14 @@ class Rented:
         return [name for name in ("pulumi", self.package[0]) if importlib.util.find_spec(name) is None]
 
 
+def install(extra: str) -> str:
+    """The command that installs an extra's packages."""
+    return f"pip install 'orchestrate[{extra}]'"
+
+
 def not_installed(extra: str, what: str) -> MissingTool:
     """A package is missing: which, and the command that installs it."""
-    return MissingTool(f"a package for {extra} isn't installed: {what}", f"pip install 'orchestrate[{extra}]'")
+    return MissingTool(f"a package for {extra} isn't installed: {what}", install(extra))
 
 
 def sdk(extra: str, *modules: str) -> list[Any]:
@@ -376,10 +381,15 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(clouds.__path__))
 
 
+def rented() -> list[Rented]:
+    """The clouds that rent machines."""
+    found = [getattr(importlib.import_module(f"infra.clouds.{name}"), "RENTED", None) for name in names()]
+    return [one for one in found if one is not None]
+
+
 def rentable() -> list[str]:
-    """The clouds that rent machines, and whose package for the engine is installed."""
-    rented = [getattr(importlib.import_module(f"infra.clouds.{name}"), "RENTED", None) for name in names()]
-    return [one.name for one in rented if one is not None and importlib.util.find_spec(one.package[0])]
+    """Those whose packages for the engine are installed."""
+    return [one.name for one in rented() if not one.missing_packages()]
 
 
 def load(name: str, simulated: bool = False) -> Cloud:

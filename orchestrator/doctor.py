@@ -9,8 +9,16 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from infra import provider
+from infra import engine, provider
 from orchestrator import store
+
+TRAINER = ("torch", "torchvision")
+EXTRAS = (  # a package, what it is for, and the extra that brings it
+    ("tensorboard", "curves", "trainer"),
+    ("optuna", "`orchestrate tune`", "tune"),
+    ("boto3", "checkpoints in a bucket", "bucket"),
+    ("onnxruntime", "exports, and `orchestrate deploy`", "deploy"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Looks at everything a run needs from this side."""
-    return [python(), record(), disk(), git(), *trainer(), tensorboard(), providers()]
+    return [python(), record(), disk(), git(), *trainer(), *extras(), *clouds()]
 
 
 def python() -> Finding:
@@ -60,21 +68,37 @@ def git() -> Finding:
 
 def trainer() -> list[Finding]:
     """PyTorch on this computer, which is the machine of the local backend."""
-    how = "pip install 'orchestrate[trainer]'; without it, `--provider local` installs it on its machine"
+    how = f"{provider.install('trainer')}; without it, `--provider local` installs it on its machine"
+    return [Finding(f"{name} here, for the local backend", is_here(name), False, how) for name in TRAINER]
+
+
+def extras() -> list[Finding]:
+    """What single commands need."""
     return [
-        Finding(f"{name} here, for the local backend", importlib.util.find_spec(name) is not None, False, how)
-        for name in ("torch", "torchvision")
+        Finding(f"{name}, for {purpose}", is_here(name), False, provider.install(extra))
+        for name, purpose, extra in EXTRAS
     ]
 
 
-def tensorboard() -> Finding:
-    """TensorBoard, to look at curves."""
-    found = importlib.util.find_spec("tensorboard") is not None
-    return Finding("tensorboard, for curves", found, False, "pip install tensorboard")
+def clouds() -> list[Finding]:
+    """What each cloud needs here, and all of them, rehearsed ones too: the engine that makes their machines."""
+    found = []
+    for cloud in provider.rented():
+        missing = cloud.missing_packages()
+        without = f": {', '.join(missing)}" if missing else ""
+        found.append(
+            Finding(
+                f"{cloud.title}, as --provider {cloud.name}{without}", not missing, False, provider.install(cloud.name)
+            )
+        )
+    there = engine.find()
+    where = f" {there.version} at {there.path}" if there else ""
+    return [
+        *found,
+        Finding(f"the Pulumi engine{where}, for all clouds", there is not None, False, "orchestrate engine"),
+    ]
 
 
-def providers() -> Finding:
-    """The clouds that there are."""
-    return Finding(
-        f"providers: {', '.join(provider.names())}", bool(provider.names()), True, "reinstall: this is broken"
-    )
+def is_here(module: str) -> bool:
+    """Whether it can be imported; it isn't."""
+    return importlib.util.find_spec(module) is not None

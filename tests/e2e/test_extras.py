@@ -73,6 +73,21 @@ def test_offers_without_a_cloud_s_package_are_the_shipped_ones_and_the_remedy_is
     assert done.json and "(pip install 'orchestrate[aliyun]'); its prices in" in done.err
 
 
+def test_doctor_says_what_is_missing_and_the_command_that_gets_it(
+    cli: Cli, bare: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    no_engine = {"PATH": "/usr/bin:/bin", "ORCHESTRATE_CACHE": str(tmp_path / "cache")}
+    done = cli("doctor", "--json", env={**bare(*CLOUDS), **no_engine})
+    missing = {finding["how"]: finding["what"] for finding in done.json if not finding["ok"]}
+    assert missing["pip install 'orchestrate[aliyun]'"].endswith("aliyun: pulumi, pulumi_alicloud")
+    for extra in ("huawei", "tencent", "tune", "bucket", "trainer"):
+        assert f"pip install 'orchestrate[{extra}]'" in missing
+    assert missing["orchestrate engine"] == "the Pulumi engine, for all clouds"
+    assert not any(finding["needed"] for finding in done.json if not finding["ok"])
+    shown = cli("doctor", env=no_engine).out
+    assert "ok       Huawei Cloud, as --provider huawei\n" in shown and "orchestrate engine" in shown
+
+
 def test_the_trainer_without_its_packages_says_which_extra(cli: Cli, bare: Callable[..., dict[str, str]]) -> None:
     cli.write("run/config.json", "{}")
     cli.write("run/model.pt", "")
