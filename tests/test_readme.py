@@ -58,9 +58,30 @@ def test_the_rehearsal_of_a_cloud_runs_as_it_stands(shell: Callable[[str], str])
 
 def test_both_languages_show_the_same_commands() -> None:
     def bare(page: str) -> list[str]:
-        return [re.sub(r"\s+#.*", "", block) for block in blocks(page, marked=False)]
+        return [re.sub(r"(\A|\s+)#.*", "", block) for block in blocks(page, marked=False)]
 
     assert bare("README.md") == bare("README.zh-CN.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    ("command", "extras"),
+    [
+        ("orchestrate plan --provider aliyun", ["aliyun"]),
+        ("orchestrate tune ", ["tune"]),
+        ("--framework tensorflow", ["tensorflow"]),
+        ("--to onnx", ["deploy", "caffe"]),
+        ("--to edge", ["deploy"]),
+        ("trainer serve", ["deploy"]),
+    ],
+)
+def test_what_a_command_needs_beyond_the_demo_is_said_before_it_in_its_block(
+    page: str, command: str, extras: list[str]
+) -> None:
+    (block,) = [block for block in blocks(page, marked=False) if command in block]
+    before = block[: block.index("\n", block.index(command))]
+    named = {extra for some in re.findall(r"orchestrate\[([\w,]+)\]", before) for extra in some.split(",")}
+    assert named >= set(extras)
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "docs/decisions.md"])
