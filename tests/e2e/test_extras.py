@@ -93,3 +93,14 @@ def test_the_trainer_without_its_packages_says_which_extra(cli: Cli, bare: Calla
     cli.write("run/model.pt", "")
     done = cli("deploy", "--to", "local", "--run", "run", env=bare("numpy", "torch", "sklearn"), code=2)
     assert "pip install 'orchestrate[trainer]'" in done.err
+
+
+def test_down_without_the_cloud_s_package_says_that_it_may_be_billed_and_how_to_end_it(
+    cli: Cli, bare: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    there = {"ORCHESTRATE_SIMULATOR": str(tmp_path / "simulator")}
+    cli("up", "s", "--yes", *CLOUD, env=there)
+    done = cli("down", "--yes", env=bare(*CLOUDS), code=4)
+    assert "may still be there: a package for aliyun isn't installed" in done.err
+    assert "pip install 'orchestrate[aliyun]'" in done.err
+    assert "nothing is left" in cli("down", "--yes", env=there).err
