@@ -19,14 +19,15 @@ PathFinder.find_spec = lambda name, *more: None if name.startswith({hidden!r}) e
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """An environment in which no module whose name begins so can be imported."""
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """An environment in which no module whose name begins so can be imported; with a simulated cloud of the test's."""
+    monkeypatch.setenv("ORCHESTRATE_SIMULATOR", str(tmp_path / "simulator"))
 
     def without(*hidden: str) -> dict[str, str]:
         folder = tmp_path / "hidden"
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(HIDE.format(hidden=hidden))
-        return {"PYTHONPATH": f"{folder}:{REPOSITORY}", "ORCHESTRATE_SIMULATOR": str(tmp_path / "simulator")}
+        return {"PYTHONPATH": f"{folder}:{REPOSITORY}"}
 
     return without
 
@@ -96,11 +97,10 @@ def test_the_trainer_without_its_packages_says_which_extra(cli: Cli, bare: Calla
 
 
 def test_down_without_the_cloud_s_package_says_that_it_may_be_billed_and_how_to_end_it(
-    cli: Cli, bare: Callable[..., dict[str, str]], tmp_path: Path
+    cli: Cli, bare: Callable[..., dict[str, str]]
 ) -> None:
-    there = {"ORCHESTRATE_SIMULATOR": str(tmp_path / "simulator")}
-    cli("up", "s", "--yes", *CLOUD, env=there)
+    cli("up", "s", "--yes", *CLOUD)
     done = cli("down", "--yes", env=bare(*CLOUDS), code=4)
     assert "may still be there: a package for aliyun isn't installed" in done.err
     assert "pip install 'orchestrate[aliyun]'" in done.err
-    assert "nothing is left" in cli("down", "--yes", env=there).err
+    assert "nothing is left" in cli("down", "--yes").err
