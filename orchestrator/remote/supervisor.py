@@ -170,9 +170,8 @@ def as_recorded(folder: str) -> Record:
     if ended:
         return ended
     doing: Record = read_json(os.path.join(folder, "state.json")) or {"state": "queued"}
-    if (
-        supervisor_pid(folder) or time.time() - doing.get("at", os.stat(folder).st_mtime) < 5
-    ):  # 5 s: it is just starting
+    age_s = time.time() - doing.get("at", os.stat(folder).st_mtime)
+    if supervisor_pid(folder) or abs(age_s) < 5:  # it is just starting; a clock that was set back makes it no younger
         return doing
     ended = read_json(os.path.join(folder, "exit.json"))  # it may have ended between the two looks
     if ended:
@@ -213,7 +212,7 @@ def begins_soon(last: Record) -> bool:
     if told() == BY_HAND:
         return False
     if last["boot_id"] == boot_id():
-        return bool(time.time() - last.get("ended_at", 0) < DOWN_WITHIN_S)
+        return bool(abs(time.time() - last.get("ended_at", 0)) < DOWN_WITHIN_S)
     return up_s() < AGAIN_WITHIN_S
 
 
