@@ -168,10 +168,11 @@ def start_supervisor(folder: str) -> None:
             start_new_session=True,
         )
     deadline = time.monotonic() + 20  # its state is there within 0.1 s, unless the machine is starved
-    while not os.path.exists(os.path.join(folder, "state.json")) and not os.path.exists(
-        os.path.join(folder, "exit.json")
-    ):
+    while not any(os.path.exists(os.path.join(folder, name)) for name in ("state.json", "exit.json")):
+        if beside().supervisor_pid(folder):  # a full disk: it can't say what it does
+            return
         if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()  # whoever asked is told that there is no such job
             with open(os.path.join(folder, "supervisor.log"), encoding="utf-8", errors="replace") as said:
                 raise NotStarted(f"the supervisor didn't start: {said.read()[-500:].strip()}")
         time.sleep(0.01)

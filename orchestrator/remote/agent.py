@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 supervisor: Any = None  # the module of that name, once `main` has installed it
 CHUNK = 1 << 18  # 256 KiB: large enough for the cipher, small enough to hold
 MAX_FRAME = 1 << 28
+ENDED = ("succeeded", "failed", "stopped", "lost")
 GREETING = b"\norchestrate-agent 1\n"  # whatever a login shell prints before it is skipped by the client
 
 
@@ -352,26 +353,26 @@ def op_submit(request: Facts) -> Facts:
     with again.queue():
         if not os.path.exists(os.path.join(folder, "job.json")):
             os.makedirs(folder, exist_ok=True)
-            write_secrets(folder, request)
             supervisor.write_json(os.path.join(folder, "job.json"), request["spec"])
         elif supervisor.read_json(os.path.join(folder, "job.json")).get("run_id") != request["spec"]["run_id"]:
             raise Problem("job-taken", f"job {request['job']} exists on this machine already, and is another")
         elif is_asked_again(folder, request["spec"]):
-            write_secrets(folder, request)
             again.begin_again(folder, request["spec"])
-        state = supervisor.read_json(os.path.join(folder, "state.json"))
-        if not state and not supervisor.supervisor_pid(folder):
+        known = any(supervisor.read_json(os.path.join(folder, name)) for name in ("state.json", "exit.json"))
+        if not known and not supervisor.supervisor_pid(folder):
             try:
+                write_secrets(folder, request)
                 again.start_supervisor(folder)
-            except again.NotStarted as error:
-                raise Problem("supervisor", str(error)) from None
+            except (OSError, again.NotStarted) as error:
+                forget_secrets(folder)  # whoever tries again sends them again
+                raise error if isinstance(error, OSError) else Problem("supervisor", str(error)) from None
     return dict(supervisor.status(folder))
 
 
 def is_asked_again(folder: str, spec: Facts) -> bool:
     """Whether a job that has ended here is to begin again: each time that it was lost it comes as another attempt."""
     asked, known = spec.get("attempt"), supervisor.read_json(os.path.join(folder, "job.json")).get("attempt")
-    ended = supervisor.as_recorded(folder)["state"] in ("succeeded", "failed", "stopped", "lost")
+    ended = supervisor.as_recorded(folder)["state"] in ENDED
     return bool(asked) and asked != known and ended
 
 
@@ -380,6 +381,38 @@ def write_secrets(folder: str, request: Facts) -> None:
     supervisor.write_secret(os.path.join(folder, "env.json"), request["env"])
     if request.get("bucket"):
         supervisor.write_secret(os.path.join(folder, "bucket.json"), request["bucket"])
+
+
+def secrets_of(folder: str) -> list[str]:
+    """The files of what `write_secrets` has written, whole or cut off."""
+    return [
+        name for kind in ("env", "bucket") for name in glob.glob(os.path.join(glob.escape(folder), kind + ".json*"))
+    ]
+
+
+def forget_secrets(folder: str) -> None:
+    """Removes what may be secret of a job."""
+    for name in secrets_of(folder):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def looked_at(folder: str) -> Facts:
+    """The job's state. Of one whose supervisor was killed, and can't do it, what may be secret goes once it is over.
+
+    Where the machine may begin it again by itself it stays; and where it goes, the machine doesn't.
+    """
+    status = dict(supervisor.status(folder))
+    if status["state"] in ENDED and secrets_of(folder) and not supervisor.supervisor_pid(folder):
+        with contextlib.suppress(OSError), importlib.import_module("again").queue():
+            last, job = supervisor.as_recorded(folder), supervisor.read_json(os.path.join(folder, "job.json")) or {}
+            may_begin = job.get("recover") and supervisor.went_down(folder)
+            if last["state"] in ENDED and not may_begin:
+                if not os.path.exists(os.path.join(folder, "exit.json")):
+                    end = {name: last.get(name) for name in ("state", "reason", "started_at", "boot_id")}
+                    supervisor.write_exit(folder, dict(end, ended_at=time.time()))
+                forget_secrets(folder)
+    return status
 
 
 def op_bucket(request: Facts) -> Facts:
@@ -413,7 +446,7 @@ def op_survive_reboots(request: Facts) -> Facts:
 def op_jobs(request: Facts) -> Facts:
     """The state of every job here, by number."""
     names = os.listdir(supervisor.path("jobs")) if os.path.isdir(supervisor.path("jobs")) else []
-    return {str(int(n)): supervisor.status(supervisor.path("jobs", n)) for n in sorted(names) if n.isdigit()}
+    return {str(int(n)): looked_at(supervisor.path("jobs", n)) for n in sorted(names) if n.isdigit()}
 
 
 def op_follow(request: Facts) -> None:
@@ -427,7 +460,7 @@ def op_follow(request: Facts) -> None:
     offset, deadline = request["offset"], time.monotonic() + request["wait_s"]
     pause = 0.005
     while True:
-        status = supervisor.status(folder)
+        status = looked_at(folder)
         pieces, size = written.pieces(folder, request.get("at_home"))
         progress = read_progress(folder)
         told = json.dumps(progress) == json.dumps(request.get("progress"))  # as text: no NaN equals another
@@ -490,7 +523,7 @@ def op_stop(request: Facts) -> Facts:
         if group:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL if request.get("kill") else signal.SIGTERM)
-    return dict(supervisor.status(folder))
+    return looked_at(folder)
 
 
 # ---- outputs ------------------------------------------------------------------------------------------------------

@@ -201,6 +201,57 @@ def test_secrets_are_gone_however_the_job_ends(here: Machine) -> None:
         assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
 
 
+@pytest.mark.parametrize("recover", [False, True])
+@pytest.mark.parametrize("looks", ["jobs", "stop", "follow"])
+def test_who_looks_at_a_job_whose_supervisor_was_killed_removes_its_secrets(
+    here: Machine, recover: bool, looks: str
+) -> None:
+    here.submit(1, "echo $S; until [ -e outputs/over ]; do sleep 0.05; done", env={"S": "hunter2"}, recover=recover)
+    here.submit(2, "true", env={"S": "hunter2"}, recover=recover)
+    here.until_log(1, b"hunter2")
+    here.wait(1, "running")
+    here.kill_supervisor(1)
+    here.kill_supervisor(2)
+    assert here.status(1)["state"] == "running" and (here.folder(1) / "env.json").exists() is recover
+    (here.folder(1) / "work/outputs/over").touch()
+    ended = time.monotonic() + 60
+    for number in (1, 2):
+        while list(here.folder(number).glob("env.json*")):
+            assert time.monotonic() < ended
+            if looks == "follow":
+                here.wire.follow(job=number, offset=99, seen="", progress=None, wait_s=0)
+            else:
+                here.wire.call(looks, job=number)
+        assert here.wait(number, "lost")["reason"] == "its supervisor was killed"
+
+
+def test_a_job_that_its_machine_may_begin_again_keeps_its_secrets(here: Machine) -> None:
+    here.submit(1, "sleep 600", env={"S": "hunter2"}, recover=True)
+    here.wait(1, "running")
+    here.kill_supervisor(1, boot_id="another boot")
+    assert here.status(1)["state"] == "lost" and (here.folder(1) / "env.json").exists()
+
+
+@pytest.mark.parametrize("left", [0, 4096, 8192, 12288, 16384])
+def test_a_job_that_cannot_be_queued_leaves_no_secret(tmp_path: Path, left: int) -> None:
+    with small_disk(tmp_path / "disk", "3m") as home:
+        machine = Machine(home)
+        try:
+            machine.ran(1, "true")
+            fill(home, leave=left)
+            try:
+                machine.submit(2, '[ -n "$S" ]', env={"S": "hunter2"})
+            except MachineError:
+                assert not [path for path in home.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+                (home / "filler").unlink()
+                machine.submit(2, '[ -n "$S" ]', env={"S": "hunter2"})
+                assert machine.wait(2)["state"] == "succeeded"
+            machine.wait(2)
+            assert not list(machine.folder(2).glob("env.json*"))
+        finally:
+            machine.end()
+
+
 def test_only_the_owner_reads_what_is_on_the_machine(here: Machine) -> None:
     here.ran(1, "echo x > outputs/x; mkdir outputs/d")
     for path in [here.root, *here.root.rglob("*")]:
@@ -381,7 +432,7 @@ def test_a_job_without_its_supervisor_runs_on_and_the_next_one_waits_for_its_end
     here.until_log(1, b"\n")
     here.wait(1, "running")
     pid = int(here.log(1))
-    here.kill_supervisor(1)
+    here.kill_supervisor(1, at=time.time() + 3600)  # and the machine's clock was set back
     orphan = here.status(1)
     assert (orphan["state"], orphan["reason"]) == ("running", "its supervisor was killed; it runs on without")
     time.sleep(0.8)
