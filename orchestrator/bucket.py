@@ -395,13 +395,14 @@ def mention(session: Session, jobs: list[Job]) -> str:
     return f"; what the bucket has of it is in {', '.join(named)}, until `down`" if named else ""
 
 
-def remove(record: Store, session: Session, say: Say, discard: bool = False) -> None:
-    """Removes what the store has of a session whose machines have ended, and says what it could not.
+def remove(record: Store, session: Session, say: Say, discard: bool = False) -> list[str]:
+    """Removes what the store has of a session whose machines have ended; returns what it could not, in words.
 
     What is newer there than what came home of a job stays, unless `discard`. A store that fails is asked once. Raises
     nothing of its own.
     """
     failed: dict[tuple[str, str], Exception] = {}
+    left: list[str] = []
     for job in record.jobs(session):
         place = place_of(job)
         if place is None:
@@ -423,10 +424,13 @@ def remove(record: Store, session: Session, say: Say, discard: bool = False) -> 
         except (OrchestrateError, ValueError) as error:  # ValueError: of an address that is none
             failed[place.endpoint, place.bucket] = error
             named = ", ".join(f"s3://{place.bucket}/{one}" for one in folders)
-            words = f"the checkpoints of job {job.number} may still be in {named}: {error}; remove them there"
-        say(words)
+            words = f"the checkpoints of job {job.number} may still be in {named}: {error}"
+            left.append(words)
+        else:
+            say(words)
         with contextlib.suppress(OrchestrateError):  # it has been said
             record.note(session, words)
+    return left
 
 
 def is_ahead(session: Session, job: Job, node: int, say: Say) -> bool:

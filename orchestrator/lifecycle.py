@@ -495,13 +495,22 @@ def take_away(
 ) -> Session:
     """Ends the machine and closes the session once the cloud itself says that nothing is left. Raises MayStillBill.
 
-    Then the bucket is emptied, before "closed": killed in between, `down` tries again.
+    Then the bucket is emptied, before "closed": killed in between, or where the bucket can't be reached, `down` tries
+    again.
     """
     with contextlib.suppress(OrchestrateError):  # a full disk must not keep the machine; "closed" has to be written
         store.set_state(session, "closing")
         look_for_gone(store, session)
     end_machines(session, cloud, watcher)
-    bucket.remove(store, session, watcher.say, discard)
+    if left := bucket.remove(store, session, watcher.say, discard):
+        if not discard:
+            store.gone(session, session.machines)
+            raise MayStillBill(
+                f"no machine of {session.name!r} is left, but {'; '.join(left)}",
+                f"`orchestrate down {session.name}` tries again; with --discard it closes the session, and what is "
+                "there is yours to remove",
+            )
+        watcher.say(f"{'; '.join(left)}; what is there is yours to remove")
     store.set_state(session, "closed")
     shutil.rmtree(session.folder, ignore_errors=True)
     sshconfig.refresh(store)

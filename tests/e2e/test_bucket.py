@@ -64,6 +64,12 @@ def test_a_job_goes_on_from_the_bucket_and_its_checkpoint_never_came_home(
         assert {who for _, who in moved} == {"Python-urllib"} and ("GET", "Python-urllib") in moved
         text = json.dumps([path.read_text(errors="replace") for path in (results(cli)).glob("*.*")])
         assert "X-Amz" not in text + err.decode() and bucket_server.SECRET not in text + err.decode()
+        bucket.refused.add("DELETE")
+        down = cli("down", code=4).err
+        assert "no machine of 's' is left, but the checkpoints of job 1 may still be in s3://bucket/runs/s/1-" in down
+        assert cloud.inventory() == [] and "nothing is left" not in down
+        assert [one["state"] for one in cli("status", "--json").json] == ["closing"]
+        bucket.refused.clear()
         cli("down")
         assert bucket.kept == {} and bucket.count("DELETE") >= 3
     assert cloud.inventory() == []

@@ -216,6 +216,20 @@ def test_the_bucket_is_emptied_once_the_machine_is_gone_and_before_the_session_i
     assert rented.calls == ["destroy", "destroy", "bucket, s closing, discarded"]
 
 
+def test_what_may_still_be_in_the_bucket_keeps_the_session_for_another_try_and_costs_no_machine(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rented.half_made(2400, machine=True)
+    monkeypatch.setattr(bucket, "remove", lambda *_: ["the checkpoints may still be in s3://b"])
+    with pytest.raises(MayStillBill, match="no machine of 's' is left, but the checkpoints may still be in") as error:
+        lifecycle.down(rented.store, "s", Told())  # type: ignore[arg-type]
+    session, told = rented.store.pick("s"), Told()
+    assert session.state == "closing" and session.cost(time.time()) == session.cost(time.time() + 3600)
+    assert "orchestrate down s` tries again; with --discard" in error.value.hint
+    assert lifecycle.down(rented.store, "s", told, discard=True).state == "closed"  # type: ignore[arg-type]
+    assert "yours to remove" in told.lines[-1]
+
+
 def test_the_bucket_is_emptied_too_where_an_up_is_rolled_back(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise Unreachable("it does not answer")
