@@ -323,9 +323,8 @@ class Outputs:
                 self.inodes = {path: file.inode for path, file in there.files.items()}
             if final and problems:
                 raise unfinished(problems)
-            for error in problems.values():
-                if isinstance(error, Refused):  # what is in the way at home won't go by itself
-                    raise error
+            if refused := [one for one in problems.values() if isinstance(one, Refused)]:
+                raise refused[0]  # what is in the way at home won't go by itself
             files = {path: (file.size, file.digest or self.have.get(path, "")) for path, file in there.files.items()}
             left = len(wanted) - came + len(there.unnameable)
             return Pulled(files, came, brought, there.skipped, left, there.at)
