@@ -63,12 +63,16 @@ class Relay:
                 await writer.drain()
 
         arriving = asyncio.create_task(arrive())
-        while data := await reader.read(1 << 14):
-            free = max(free, clock()) + len(data) / self.bytes_per_s
-            await asyncio.sleep(free - clock() if free - clock() > 0.02 else 0)
-            await way.put((clock() + self.delay_s, data))
-        await way.put((clock() + self.delay_s, b""))
-        await arriving
+        try:
+            while data := await reader.read(1 << 14):
+                free = max(free, clock()) + len(data) / self.bytes_per_s
+                await asyncio.sleep(free - clock() if free - clock() > 0.02 else 0)
+                await way.put((clock() + self.delay_s, data))
+            await way.put((clock() + self.delay_s, b""))
+            await arriving
+        finally:  # where one end is gone the other hears of it
+            arriving.cancel()
+            writer.close()
 
 
 def main() -> int:
