@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ SPEAKS = (
 )
 LIVES = [b"life 0 speaks\n", b"life 1 speaks\n", b"life 2 speaks\n", b"life 3 speaks\n"]
 BEGINS = b"[orchestrate] the machine was rebooted; the job begins again\n"
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[Machine]:
-    home = tmp_path / "machine"
-    home.mkdir()
-    made = Machine(home)
-    yield made
-    made.end()
 
 
 @pytest.fixture
@@ -53,42 +43,42 @@ def power_failure(machine: Machine, keep: int) -> None:
 
 @pytest.mark.parametrize("seen", [[True, True, True], [True, False, True], [False, True, False]])
 def test_what_is_printed_after_a_power_failure_comes_home_behind_what_is_there(
-    here: Machine, store: Store, job: Job, seen: list[bool]
+    machine: Machine, store: Store, job: Job, seen: list[bool]
 ) -> None:
     """However much of the log the machine has lost, and whether or not anybody asked for it in each of its lives."""
-    here.submit(1, SPEAKS, recover=True)
+    machine.submit(1, SPEAKS, recover=True)
     kept = b""  # of the log, as home and the machine together have it
     on_disk = 0
     for life, (came, keep) in enumerate(zip(seen, (5, 7, 3), strict=True)):
-        here.until_log(1, LIVES[life], 60)
-        there = (here.folder(1) / "log").read_bytes()
+        machine.until_log(1, LIVES[life], 60)
+        there = (machine.folder(1) / "log").read_bytes()
         kept += there[on_disk:]
         if came:
-            jobs.bring_log(here.wire, store, job)
+            jobs.bring_log(machine.wire, store, job)
             assert (job.results / "log.txt").read_bytes() == kept
         on_disk = min(keep if life < 2 else len(there), len(there))
         if not came:  # what nobody has seen, and the disk has not, nobody ever sees
             kept = kept[: len(kept) - len(there) + on_disk]
-        power_failure(here, on_disk)
-    here.until_log(1, LIVES[3], 60)
-    (here.folder(1) / "work/over").touch()
-    assert here.wait(1, within_s=60)["state"] == "succeeded"
-    kept += (here.folder(1) / "log").read_bytes()[on_disk:]
+        power_failure(machine, on_disk)
+    machine.until_log(1, LIVES[3], 60)
+    (machine.folder(1) / "work/over").touch()
+    assert machine.wait(1, within_s=60)["state"] == "succeeded"
+    kept += (machine.folder(1) / "log").read_bytes()[on_disk:]
     for _ in range(2):
-        jobs.bring_log(here.wire, store, job)
+        jobs.bring_log(machine.wire, store, job)
         assert (job.results / "log.txt").read_bytes() == kept
     assert kept.endswith(BEGINS + LIVES[3])
 
 
-def test_a_log_of_which_nothing_was_lost_is_one_byte_for_byte(here: Machine, store: Store, job: Job) -> None:
-    here.submit(1, SPEAKS, recover=True)
-    here.until_log(1, LIVES[0], 60)
-    jobs.bring_log(here.wire, store, job)
-    power_failure(here, (here.folder(1) / "log").stat().st_size)
-    here.until_log(1, LIVES[1], 60)
+def test_a_log_of_which_nothing_was_lost_is_one_byte_for_byte(machine: Machine, store: Store, job: Job) -> None:
+    machine.submit(1, SPEAKS, recover=True)
+    machine.until_log(1, LIVES[0], 60)
+    jobs.bring_log(machine.wire, store, job)
+    power_failure(machine, (machine.folder(1) / "log").stat().st_size)
+    machine.until_log(1, LIVES[1], 60)
     (job.results / "log.txt").unlink()  # and it comes anew
-    jobs.bring_log(here.wire, store, job)
-    assert (job.results / "log.txt").read_bytes() == here.log(1) == LIVES[0] + BEGINS + LIVES[1]
+    jobs.bring_log(machine.wire, store, job)
+    assert (job.results / "log.txt").read_bytes() == machine.log(1) == LIVES[0] + BEGINS + LIVES[1]
 
 
 # ---- places and offsets -------------------------------------------------------------------------------------------
