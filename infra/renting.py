@@ -90,7 +90,7 @@ def create(rented: Rented, world: World, spec: MachineSpec, say: Say) -> tuple[M
     """
     rented.need_packages()
     from infra import deployment
-    from infra.stack import EngineFailed
+    from infra.stack import EngineFailed, EngineFull
 
     spec = complete(spec, world)
     check_room(spec.folder)
@@ -104,7 +104,7 @@ def create(rented: Rented, world: World, spec: MachineSpec, say: Say) -> tuple[M
         outputs = deployment.up(stack, lambda: rented.program(spec), say, creating)
         machines = reached(world, spec, outputs)
     except BaseException as error:
-        say("it failed; seeing that nothing is left of it")
+        say(f"{error if isinstance(error, EngineFull) else 'it failed'}; seeing that nothing is left of it")
         refusal = rented.classify(error.raw) if isinstance(error, EngineFailed) else None
         if refusal and type(refusal) is not Refused:  # a plain no: nothing was made by the call that it answers
             unfinished.unlink(missing_ok=True)

@@ -10,6 +10,7 @@
 InfraError
 └── EngineError
     ├── EngineFailed     the engine ended with an error: `raw` is for the cloud's table of error codes
+    ├── EngineFull       the disk is full where the engine writes
     ├── EngineOverdue    the engine didn't end in its time, and was ended
     ├── EngineLocked     another process works on this stack, or one that died did: `unlock` (also an InUse)
     ├── EnginePending    an engine died while it created: what it made has to be found first
@@ -24,6 +25,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +50,10 @@ class EngineFailed(EngineError):
     def __init__(self, message: str, raw: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.raw = raw
+
+
+class EngineFull(EngineError):
+    """The disk is full where the engine writes."""
 
 
 class EngineOverdue(EngineError):
@@ -261,6 +267,7 @@ def check_file(stack: Stack) -> None:
         ) from problem
 
 
+LEAST_FREE = 1 << 16  # bytes: less than a state, and an engine that can't write it may not be able to say so
 LOCKED_BY = re.compile(r"created by [^@\n]*@(\S+) \(pid (\d+)\) at (\S+)")
 EXIT_CODE = re.compile(r"^ ?code: (-?\d+)$", re.MULTILINE)
 ERROR_LINE = re.compile(r"^\s*(?:stderr: )?error: (.+)$", re.MULTILINE)
@@ -270,7 +277,7 @@ ERROR_LINE = re.compile(r"^\s*(?:stderr: )?error: (.+)$", re.MULTILINE)
 def explained(stack: Stack, said: list[str] | None = None) -> Iterator[None]:
     """The one edge where the engine's errors become ours. `said` is what its diagnostics told, if anything.
 
-    Raises EngineLocked, EngineOverdue, WrongPassphrase, NoState, MissingTool or EngineFailed.
+    Raises EngineLocked, EngineOverdue, EngineFull, WrongPassphrase, NoState, MissingTool or EngineFailed.
     """
     try:
         yield
@@ -293,6 +300,11 @@ def explained(stack: Stack, said: list[str] | None = None) -> Iterator[None]:
             raise NoState(f"there is no stack {stack.name} in {stack.folder}") from None
         if missing := re.search(r"no resource plugin '([^']+)'.*", text):
             raise MissingTool(f"the engine has no plugin {missing[1]} here", "`plugins.ensure` gets it") from None
+        if "no space left on device" in raw or shutil.disk_usage(stack.folder).free < LEAST_FREE:
+            raise EngineFull(
+                f"the disk is full in {stack.folder}, where what is made is recorded",
+                "free some space, or set ORCHESTRATE_HOME to another disk",
+            ) from None
         lines = said or ERROR_LINE.findall(text) or [f"the engine ended without a word ({_code(text)})"]
         message = "; ".join(dict.fromkeys(line.strip() for line in lines))
         raise EngineFailed(enginecommand.redacted(message, stack.engine_environment), raw) from None

@@ -389,6 +389,7 @@ def test_row_19_a_disk_that_fills_up_while_a_machine_is_made_leaves_nothing(
     filler = fill(small_disk, leave=0)
     code, err = ended(process)  # half a minute: so long the engine itself goes on trying to write
     assert code in (3, 4), err  # 4: the engine has left half a state
+    assert "the disk is full in" in err and "refused" not in err, err
     assert cloud.inventory() == []
     filler.unlink()
     cli("down", "s", "--discard")
