@@ -721,9 +721,9 @@ def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
     except OrchestrateError as error:
         watcher.close()
         fail(error, as_json)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         watcher.close()
-        print(f"\ninterrupted; {store().what_is_open()}", file=sys.stderr)
+        print(f"\ninterrupted; {store().what_is_open(str(interrupt))}", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(141) from None

@@ -478,6 +478,8 @@ def kept_with_results(session: Session) -> Iterator[None]:
     """What goes wrong before the machines are ended leaves them there: an error that doesn't say so does here."""
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(session.name) from interrupt  # whose jobs may have been told to stop
     except Refused as error:
         raise Refused(f"{error}; {session.name!r} is kept, and goes on costing what it costs", error.hint) from error
     except (OrchestrateError, OSError) as error:  # OSError: a full disk

@@ -465,10 +465,12 @@ class Store:
             return None
         return next((session for session in reversed(self.sessions(every=True)) if session.name == name), None)
 
-    def what_is_open(self) -> str:
-        """What a Ctrl-C leaves, in words for its last line."""
+    def what_is_open(self, ending: str = "") -> str:
+        """What a Ctrl-C leaves, in words for its last line; `ending`: the session that was being taken down."""
         running = [
-            f"job {job.number} runs on: {self.comes_back(session, job)} comes back to it, "
+            f"job {job.number} may have been told to stop already: `orchestrate down {session.name}` goes on"
+            if session.name == ending
+            else f"job {job.number} runs on: {self.comes_back(session, job)} comes back to it, "
             f"`orchestrate stop {session.name}` ends it"
             for session in self.sessions()
             for job in self.jobs(session)

@@ -121,6 +121,23 @@ def test_ctrl_c_detaches_and_logs_go_on_at_the_byte(cli: Cli, server: str, event
     assert cli("logs", "-f", "--from-start").out == first.decode() + rest.out
 
 
+def test_ctrl_c_in_down_does_not_say_that_a_job_which_was_told_to_stop_runs_on(
+    cli: Cli, eventually: Callable[..., Any]
+) -> None:
+    up(cli)
+    begun, told = cli.folder / "begun", cli.folder / "told"
+    script = f"trap 'touch {told}' TERM; touch {begun}; while :; do sleep 0.1; done"
+    cli("run", "--detach", "--", "bash", "-c", script)
+    eventually(begun.exists)
+    process = cli.start("down", "--yes")
+    eventually(told.exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"runs on" not in err, err
+    assert b"job 1 may have been told to stop already: `orchestrate down s` goes on; s is up" in err, err
+    cli("down", "--discard", "--yes")
+
+
 def test_a_killed_client_loses_nothing(cli: Cli, server: str, eventually: Callable[..., Any]) -> None:
     cli.write("train.py", COUNT)
     up(cli)
