@@ -93,6 +93,7 @@ ROWS: dict[int, tuple[str, dict[str, list[str]]]] = {
         RENTED: [
             "test_row_19_too_little_room_for_the_state_is_said_before_anything_is_made",
             "test_row_19_a_disk_that_fills_up_while_a_machine_is_made_leaves_nothing",
+            "test_row_19_a_disk_on_which_nothing_can_be_written_keeps_no_machine",
         ],
     }),
     20: ("a deletion is interrupted", {RENTED: ["test_row_20_an_interrupted_deletion_is_retried"]}),
