@@ -105,7 +105,7 @@ class Rented:
 
     def ends(self, job: int) -> None:
         """That job comes to its end by itself, and its log home."""
-        self.booted.inside("sh", "-c", f"touch ~orchestrate/.orchestrate/jobs/{job:04d}/work/outputs/over")
+        self.booted.inside("sh", "-c", f"cd ~orchestrate/.orchestrate/jobs/{job:04d} && touch work/outputs/over")
         self.cli("logs", "-f", "-j", str(job))
         at_home = (self.cli.folder / f"results/s/{job}/log.txt").read_text()
         assert at_home == self.log(job) and at_home.endswith("over\n")
