@@ -31,6 +31,7 @@ CONNECT_TIMEOUT_S = 15.0
 DEAD_LINK_TIMEOUT_S = 20.0  # seen by the kernel, see TCP_USER_TIMEOUT in tcp(7); within 30 s on a busy computer too
 STREAMS = 8  # connections to a machine at most, where one is slow; sshd takes 10 that haven't logged in yet
 LONGEST_LINE = 1 << 16
+TAKEN = 1 << 17  # bytes, at once
 ROOM_AFTER_S = (0, 0.05, 0.2, 0.5)  # a server with room for few sessions may not have noticed that one is over
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks end on stderr; we raise ours
@@ -165,6 +166,7 @@ class Host:
             if isinstance(error, (OSError, EOFError, paramiko.SSHException)):
                 raise Unreachable(f"{self} broke off while connecting: {str(error) or 'no answer'}") from error
             raise
+        transport.packetizer.complete_handshake = lambda: None  # it is; paramiko says so again after each packet
         transport.set_keepalive(5)
         if is_near(transport):
             transport.default_window_size = NEAR_WINDOW
@@ -345,11 +347,19 @@ class Host:
 
 
 class Prompt(socket.socket):
-    """A TCP socket that acknowledges at once what answers us.
+    """A TCP socket that acknowledges at once what answers us, and takes from the kernel all that there is.
 
     Until a session's first command has started sshd sends no small packet before the last one is acknowledged, and the
-    kernel would think about that for 40 ms.
+    kernel would think about that for 40 ms. paramiko asks twice for each packet, and each time other threads go first.
     """
+
+    taken = memoryview(b"")
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if not self.taken:
+            self.taken = memoryview(super().recv(TAKEN, flags))
+        data, self.taken = self.taken[:size], self.taken[size:]
+        return bytes(data)
 
     def send(self, data: Any, flags: int = 0) -> int:
         sent = super().send(data, flags)

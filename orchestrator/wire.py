@@ -120,7 +120,7 @@ class Wire:
 
     def _begin(self, channel: paramiko.Channel) -> None:
         self.channel: paramiko.Channel | Lanes = channel
-        self.buffer = bytearray()
+        self.heard = memoryview(b"")  # and not read yet
         transport: Any = getattr(channel, "transport", None)
         self.near = is_near(transport)
         if self.near and "OpenSSH" in transport.remote_version:
@@ -244,16 +244,17 @@ class Wire:
             raise Unreachable(f"the connection to the machine broke: {str(error) or 'it does not answer'}") from error
 
     def _read(self, length: int) -> bytes:
-        while len(self.buffer) < length:
-            chunk = self._hear(1 << 17)
-            if not chunk:
+        pieces = []
+        while length > 0:
+            if not self.heard:
+                self.heard = memoryview(self._hear(1 << 17))
+            if not self.heard:
                 said = self._stderr()
                 raise Unreachable("the connection to the machine broke" + (f": {said[-2000:]}" if said else ""))
-            self.buffer += chunk
-        with memoryview(self.buffer) as whole, whole[:length] as first:
-            data = bytes(first)
-        del self.buffer[:length]
-        return data
+            pieces.append(self.heard[:length])
+            length -= len(pieces[-1])
+            self.heard = self.heard[len(pieces[-1]) :]
+        return b"".join(pieces)
 
     def _hear(self, size: int) -> bytes:
         """Some of what has come; nothing once the other end is closed."""
@@ -292,21 +293,21 @@ class Wire:
 
     def _skip_greeting(self) -> None:
         """Passes over what the login shell prints, sends what is wanted; says what is wrong where no agent starts."""
-        asked = False
-        while GREETING not in self.buffer:
-            if WANTED in self.buffer and not asked:
+        said, asked = b"", False
+        while GREETING not in said:
+            if WANTED in said and not asked:
                 asked = True
                 self._write(parcel())
             chunk = self._hear(1 << 16)
             if not chunk:
-                said = self._stderr()
+                why = self._stderr()
                 if exit_code(self.channel, self.timeout_s) < 0:
                     raise Unreachable("the connection to the machine broke")
-                raise MachineError(f"Python does not start on the machine: {said or 'it said nothing'}", "no-python")
-            self.buffer += chunk
-            if len(self.buffer) > 1 << 20:
+                raise MachineError(f"Python does not start on the machine: {why or 'it said nothing'}", "no-python")
+            said += chunk
+            if len(said) > 1 << 20:
                 raise TransferIncomplete("the machine's login shell prints without end")
-        del self.buffer[: self.buffer.index(GREETING) + len(GREETING)]
+        self.heard = memoryview(said)[said.index(GREETING) + len(GREETING) :]
 
 
 def skip_greeting(channel: paramiko.Channel) -> None:
