@@ -19,6 +19,7 @@ from orchestrator import bucket, jobs, snapshot, sync, worktree
 from orchestrator.bootstrap import Ready
 from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable, UsageError
 from orchestrator.fleet import Fleet, Part, part_of
+from orchestrator.known import Known
 from orchestrator.quantities import parse_duration
 from orchestrator.snapshot import INPUT, LIBRARY, WORK, Snapshot
 from orchestrator.ssh import Host
@@ -80,13 +81,14 @@ def sent(
 
     env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is read
     paths = config.input_paths()
-    trees = {INPUT + name: input_tree(path) for name, path in paths.items()} | {LIBRARY: trainer_tree()}
-    try:
-        work = work_tree(config, argv, records, say)
-    except UsageError:
-        if begun is None:
-            raise
-        work = None
+    with Known(records) as known:
+        trees = {INPUT + name: input_tree(path, known) for name, path in paths.items()} | {LIBRARY: trainer_tree()}
+        try:
+            work = work_tree(config, argv, records, say, known)
+        except UsageError:
+            if begun is None:
+                raise
+            work = None
     trees |= {WORK: work} if work else {}
     return env, paths, begun.as_begun(trees, say) if begun else trees
 
@@ -289,7 +291,7 @@ def what_to_run(config: Config, argv: list[str] | None) -> tuple[list[str] | Non
 
 
 def work_tree(
-    config: Config, argv: list[str] | None, records: Path, say: Callable[[str], None]
+    config: Config, argv: list[str] | None, records: Path, say: Callable[[str], None], known: Known
 ) -> worktree.Tree | None:
     """The working folder as it is sent; None where nothing of it is run. Raises UsageError."""
     if config.source is None and not argv:
@@ -307,15 +309,15 @@ def work_tree(
         names = [name for name in names if name not in written]
     if not names:
         return None
-    return worktree.read_tree(root, names)
+    return worktree.read_tree(root, names, known=known)
 
 
-def input_tree(path: Path) -> worktree.Tree:
+def input_tree(path: Path, known: Known) -> worktree.Tree:
     """A folder or a file under `inputs:`, whole: what git ignores is sent too."""
     path = path.resolve()
     if path.is_dir():
-        return worktree.read_tree(path, worktree.every_file(path))
-    return worktree.read_tree(path.parent, [path.name])
+        return worktree.read_tree(path, worktree.every_file(path), known=known)
+    return worktree.read_tree(path.parent, [path.name], known=known)
 
 
 def only_file(tree: worktree.Tree, path: Path) -> str:

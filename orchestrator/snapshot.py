@@ -72,6 +72,7 @@ class Snapshot:
             tuple(entries),
             {digest: size for digest, size in sizes.items() if digest in used},
             {digest: origin for digest, origin in origins.items() if digest in used},
+            now.known if now else None,
         )
 
 

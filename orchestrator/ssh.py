@@ -166,7 +166,7 @@ class Host:
             if isinstance(error, (OSError, EOFError, paramiko.SSHException)):
                 raise Unreachable(f"{self} broke off while connecting: {str(error) or 'no answer'}") from error
             raise
-        transport.packetizer.complete_handshake = lambda: None  # it is; paramiko says so again after each packet
+        transport.packetizer.complete_handshake = lambda: None  # type: ignore[method-assign]  # said for each packet
         transport.set_keepalive(5)
         if is_near(transport):
             transport.default_window_size = NEAR_WINDOW

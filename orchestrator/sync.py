@@ -133,6 +133,8 @@ def send(wire: Wire, tree: Tree, missing: dict[str, int], begun: dict[str, int],
         wire.put(metered(stream(tree, missing, begun), meter), meter.total)
     except MachineError as error:
         if error.kind == "damaged" and not begun:
+            if tree.known:
+                tree.known.forget()
             raise changed(next((path for one, path in tree.origins.items() if one in str(error)), "")) from error
         raise
     finally:

@@ -247,7 +247,7 @@ class Wire:
         pieces = []
         while length > 0:
             if not self.heard:
-                self.heard = memoryview(self._hear(1 << 17))
+                self.heard = memoryview(self._hear(1 << 20))
             if not self.heard:
                 said = self._stderr()
                 raise Unreachable("the connection to the machine broke" + (f": {said[-2000:]}" if said else ""))

@@ -16,9 +16,13 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.arrivals import shown
 from orchestrator.errors import OrchestrateError, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.known import Known
 
 GIT_PLACES = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
 
@@ -31,6 +35,7 @@ class Tree:
     entries: tuple[tuple[str, str, str], ...]
     sizes: dict[str, int] = field(repr=False)  # by digest, in bytes
     origins: dict[str, str] = field(repr=False)  # by digest: a file with that content
+    known: Known | None = field(default=None, repr=False, compare=False)  # whose digests were believed
 
     @property
     def id(self) -> str:
@@ -38,8 +43,8 @@ class Tree:
         return hashlib.sha256(json.dumps(self.entries).encode()).hexdigest()
 
 
-def read_tree(root: Path, names: list[str], prefix: str = "") -> Tree:
-    """Reads and hashes these files below root. A link that leads out of the tree is refused."""
+def read_tree(root: Path, names: list[str], prefix: str = "", known: Known | None = None) -> Tree:
+    """Reads and hashes these files below root, but for those `known`. A link that leads out of the tree is refused."""
     entries, sizes, origins = [], {}, {}
     for name in names:
         path = os.path.join(root, name)
@@ -48,7 +53,11 @@ def read_tree(root: Path, names: list[str], prefix: str = "") -> Tree:
             if stat.S_ISLNK(info.st_mode):
                 entries.append((prefix + name, inner_target(root, Path(path)), "link"))
             elif stat.S_ISREG(info.st_mode):
-                digest, size = digest_of(path)
+                digest, size = known.get(path, info) if known else "", info.st_size
+                if not digest:
+                    digest, size = digest_of(path)
+                    if known:
+                        known.keep(path, info, digest)
                 entries.append((prefix + name, digest, "exec" if info.st_mode & 0o100 else "file"))
                 sizes[digest], origins[digest] = size, path
         except FileNotFoundError:  # removed since it was listed
@@ -58,7 +67,7 @@ def read_tree(root: Path, names: list[str], prefix: str = "") -> Tree:
                 f"{shown(path)} can't be read: {error.strerror}",
                 "mend its permissions, or name it under `exclude:`",
             ) from error
-    return Tree(root, tuple(sorted(entries)), sizes, origins)
+    return Tree(root, tuple(sorted(entries)), sizes, origins, known)
 
 
 def inner_target(root: Path, link: Path) -> str:
