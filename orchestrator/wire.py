@@ -123,8 +123,10 @@ class Wire:
         self.heard = memoryview(b"")  # and not read yet
         transport: Any = getattr(channel, "transport", None)
         self.near = is_near(transport)
-        if self.near and "OpenSSH" in transport.remote_version:
-            hold_back(channel)
+        if self.near:
+            channel.in_window_threshold = NEAR_WINDOW // 2  # bytes read before the machine is told so; it was a tenth
+            if "OpenSSH" in transport.remote_version:
+                hold_back(channel)
         channel.settimeout(self.timeout_s)
         self._skip_greeting()
         self._answer()
