@@ -1,0 +1,102 @@
+"""How a command ends: with its result, or with what went wrong, in words or as JSON; and with which exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from orchestrator.errors import OrchestrateError
+
+if TYPE_CHECKING:
+    from orchestrator.report import Terminal
+    from orchestrator.store import Job, Session
+
+
+@contextmanager
+def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
+    """A terminal to tell; and the one place where errors become words and exit codes."""
+    from orchestrator.report import Terminal
+
+    watcher = Terminal(yes, json=as_json)
+    try:
+        yield watcher
+    except OrchestrateError as error:
+        watcher.close()
+        fail(error, as_json)
+    except KeyboardInterrupt as interrupt:
+        from orchestrator.store import Store
+
+        watcher.close()
+        print(f"\ninterrupted; {Store().what_is_open(str(interrupt))}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        raise typer.Exit(141) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        watcher.close()
+        fail(
+            OrchestrateError(f"{error.filename or 'a file'} can't be written: {error.strerror}", "free some space"),
+            as_json,
+        )
+    finally:
+        watcher.close()
+
+
+def fail(error: OrchestrateError, as_json: bool) -> None:
+    """One clear error: what happened, what it means, what to do next. Ends with its exit code."""
+    from orchestrator.report import clean
+
+    print(f"error: {clean(str(error))}", file=sys.stderr)
+    if error.hint:
+        print(f"  next: {clean(error.hint)}", file=sys.stderr)
+    if as_json and not error.told:
+        error_json(str(error), error.hint, error.exit_code)
+    raise typer.Exit(error.exit_code)
+
+
+def error_json(message: str, hint: str, code: int) -> None:
+    """An error as --json prints it."""
+    print(json.dumps({"error": message, "hint": hint, "exit_code": code}))
+
+
+def done(as_json: bool, value: Any, line: str = "", *useful: str) -> None:
+    """The result: JSON on stdout, or a line and the useful commands on stderr."""
+    if as_json:
+        print(json.dumps(value, indent=1, default=str))
+        return
+    print(line, file=sys.stderr)
+    for command in useful:
+        print(f"  {command}", file=sys.stderr)
+
+
+def ended(job: Job, detached: bool, pass_exit_code: bool) -> None:
+    """Exits as the job ended: 0, or 10, or its own code where that was asked for."""
+    from orchestrator.lifecycle import check_succeeded
+
+    if detached:
+        return
+    try:
+        check_succeeded(job)
+    except OrchestrateError as error:
+        error.exit_code = job.code if pass_exit_code and job.code else error.exit_code
+        error.told = True  # where JSON was asked for, the job has been printed as JSON
+        raise
+
+
+def session_json(session: Session) -> dict[str, Any]:
+    """A session as --json prints it; times are Unix seconds. `machine` is the first of `machines`."""
+    machines = [machine.__dict__ for machine in session.machines]
+    plain = {k: v for k, v in session.__dict__.items() if k not in ("id", "folder", "history", "resources")}
+    return {**plain, "machine": machines[0] if machines else None, "machines": machines}
+
+
+def job_json(job: Job) -> dict[str, Any]:
+    """A job as --json prints it; times are Unix seconds."""
+    return {k: v for k, v in job.__dict__.items() if k not in ("session", "run_id", "shown")}
