@@ -32,7 +32,7 @@ from orchestrator.wire import MachineError, Wire, understood
 
 if TYPE_CHECKING:
     from infra.provider import Credentials
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
     from orchestrator.ssh import Host
     from orchestrator.store import Job, Session, Store
 

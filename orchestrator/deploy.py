@@ -28,7 +28,7 @@ from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
     from orchestrator.ssh import Host
 
 PLACES = ("local", "edge", "cloud")
@@ -173,7 +173,8 @@ def check_free(store: Store, session: Session) -> None:
 
 def serving_job(session: Session, folder: Path) -> Config:
     """The job that serves a run: the run's folder is sent, and what serving needs is installed where it's missing."""
-    from orchestrator.config import Config, override
+    from orchestrator.config.fields import Config
+    from orchestrator.config.loading import override
 
     mirror = load_cloud(session.provider, session.simulated).mirrors.pypi
     index = f"export UV_DEFAULT_INDEX={shlex.quote(mirror)} PIP_INDEX_URL={shlex.quote(mirror)}\n" if mirror else ""

@@ -10,7 +10,7 @@ import contextlib
 import time
 
 from infra import provider
-from orchestrator import quantities as q
+from orchestrator.config import quantities as q
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.session import connect, load_cloud, mapped, moment
 from orchestrator.store import Session, Store

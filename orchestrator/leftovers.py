@@ -13,7 +13,7 @@ from typing import Any
 from infra import places, provider
 from infra.errors import InfraError, MissingTool, NoCredentials
 from infra.provider import Survivor
-from orchestrator import quantities as q
+from orchestrator.config import quantities as q
 from orchestrator.errors import MayStillBill, OrchestrateError, UsageError
 from orchestrator.session import load_cloud, mapped
 from orchestrator.store import Store

@@ -53,7 +53,7 @@ from orchestrator.store import KEPT, Job, MachineRow, Session, Store
 from orchestrator.watch import Proposal, Watcher
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
 
 DRIVER_DEADLINE_S = 1500.0  # a cloud's own script installs it at the first boot, in 5 to 25 minutes, and may reboot
 SSH_DEADLINE_S = 300.0  # from creation to the first login; a cloud's machine takes one to three minutes

@@ -17,7 +17,7 @@ from orchestrator.session import load_cloud, mapped
 from orchestrator.watch import Proposal, Watcher
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
 
 OFFERS = 6  # that are shown, and tried in this order
 Clouds = dict[str, provider.Cloud]
@@ -26,7 +26,7 @@ Clouds = dict[str, provider.Cloud]
 
 def allowed(config: Config, simulate: bool) -> Clouds:
     """The clouds that the file or the flags name. Raises UsageError."""
-    from orchestrator.config import provider_names
+    from orchestrator.config.here import provider_names
 
     return {name: load_cloud(name, simulate) for name in provider_names(config)}
 
@@ -41,7 +41,7 @@ def offers(config: Config, everywhere: bool, simulate: bool) -> tuple[list[Offer
 
     With them, in words: why a provider has none, and whose prices and stock aren't of now. Raises UsageError.
     """
-    from orchestrator.config import provider_names
+    from orchestrator.config.here import provider_names
 
     every = provider.rentable if simulate else provider.names
     names = every() if everywhere else list(provider_names(config))

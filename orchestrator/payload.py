@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 from infra.provider import SpotNotice
 from orchestrator import bucket, jobs, snapshot, sync, worktree
 from orchestrator.bootstrap import Ready
+from orchestrator.config.quantities import parse_duration
 from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable, UsageError
 from orchestrator.fleet import Fleet, Part, part_of
 from orchestrator.known import Known
-from orchestrator.quantities import parse_duration
 from orchestrator.snapshot import INPUT, LIBRARY, WORK, Snapshot
 from orchestrator.ssh import Host
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
 
 TRAIN = ["python", "-m", "trainer", "train"]
 TORCHRUN = ["-m", "torch.distributed.run"]
@@ -77,7 +77,7 @@ def sent(
     config: Config, argv: list[str] | None, records: Path, say: Callable[[str], None], begun: Snapshot | None = None
 ) -> Sent:
     """What is read here; for a job that had `begun`, what it had. Raises UsageError where any of it can't be had."""
-    from orchestrator.config import resolve_envs, resolve_secrets
+    from orchestrator.config.here import resolve_envs, resolve_secrets
 
     env = {**resolve_envs(config, os.environ), **resolve_secrets(config, os.environ)}  # before anything is read
     paths = config.input_paths()
@@ -294,7 +294,7 @@ def work_tree(
     config: Config, argv: list[str] | None, records: Path, say: Callable[[str], None], known: Known
 ) -> worktree.Tree | None:
     """The working folder as it is sent; None where nothing of it is run. Raises UsageError."""
-    if config.source is None and not argv:
+    if config.origin.source is None and not argv:
         return None  # no file and no command: the trainer needs nothing from here
     root = config.workdir_path()
     if root in (Path.home(), Path(root.anchor)):

@@ -46,7 +46,7 @@ from orchestrator.watch import Watcher
 from orchestrator.wire import MachineError
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
 
 REBOOTS, REBOOT_S = 5, 300.0  # tries to bring the results home, and how long a machine takes to come back
 PAUSE_S = 2.0  # between two tries to begin a lost job again

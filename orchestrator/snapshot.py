@@ -22,7 +22,7 @@ from orchestrator.store import KEPT, Job, Session
 from orchestrator.worktree import Tree, digest_of
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
 
 WORK, LIBRARY, INPUT = "work", "library", "input "  # what trees are for; of an input its place follows
 JOB = "job.json"
@@ -93,7 +93,7 @@ def take(
 
 def write(place: Path, content: Path, config: Config, argv: list[str] | None, trees: dict[str, Tree]) -> None:
     """Raises OSError."""
-    from orchestrator import config as configs
+    from orchestrator.config.loading import as_json
 
     for path in (place, content):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -108,7 +108,7 @@ def write(place: Path, content: Path, config: Config, argv: list[str] | None, tr
     named = {
         role: {"root": str(tree.root), "entries": tree.entries, "sizes": tree.sizes} for role, tree in trees.items()
     }
-    text = json.dumps({"config": configs.as_json(config), "argv": argv, "trees": named})
+    text = json.dumps({"config": as_json(config), "argv": argv, "trees": named})
     write_secret(place / f".{JOB}", text)
     (place / f".{JOB}").replace(place / JOB)
 
@@ -129,7 +129,7 @@ def keep(origin: str, target: Path, digest: str, size: int) -> None:
 
 def of(session: Session, job: Job) -> Snapshot | None:
     """What is kept of that job; None: nothing, or nothing that can be read."""
-    from orchestrator import config as configs
+    from orchestrator.config.loading import from_json
 
     place = folder(session, job)
     try:
@@ -138,7 +138,7 @@ def of(session: Session, job: Job) -> Snapshot | None:
             role: Tree(Path(one["root"]), tuple((p, d, k) for p, d, k in one["entries"]), dict(one["sizes"]), {})
             for role, one in kept["trees"].items()
         }
-        return Snapshot(configs.from_json(kept["config"]), kept["argv"], trees, contents(session))
+        return Snapshot(from_json(kept["config"]), kept["argv"], trees, contents(session))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

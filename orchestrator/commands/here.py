@@ -18,7 +18,7 @@ NewFile = Annotated[Path, Arg(metavar="FILE", help="Left out: orchestrate.yaml."
 def init(path: NewFile = Path("orchestrate.yaml")) -> None:
     """Write a commented orchestrate.yaml."""
     with told(False, False) as watcher:
-        from orchestrator.config import template
+        from orchestrator.config.schema import template
 
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -32,9 +32,9 @@ def init(path: NewFile = Path("orchestrate.yaml")) -> None:
 
 def schema() -> None:
     """Print the JSON schema of orchestrate.yaml, for editors."""
-    from orchestrator import config
+    from orchestrator.config import schema as form
 
-    print(json.dumps(config.schema(), indent=2))
+    print(json.dumps(form.schema(), indent=2))
 
 
 def doctor(as_json: Json = False) -> None:

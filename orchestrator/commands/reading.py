@@ -11,7 +11,7 @@ from orchestrator.commands.telling import told
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
     from orchestrator.store import Session, Store
 
 
@@ -24,16 +24,16 @@ def store() -> Store:
 
 def read(file: Path | None, as_json: bool, flags: dict[str, Any]) -> Config:
     """The file with the machine's flags over it. Errors end the program as everywhere."""
-    from orchestrator import config
+    from orchestrator.config.loading import load, override
 
     with told(False, as_json):
-        found = config.load(file, Path.cwd())
+        found = load(file, Path.cwd())
         given = {f"resources.{name}": value for name, value in flags.items() if name != "gpu"}
         if not flags.get("gpu"):
-            return config.override(found, given)
+            return override(found, given)
         if flags["gpus"]:
             raise UsageError("--gpu and --gpus say the same thing", "--gpu is any one; --gpus A10:2 names them")
-        return config.override(found, {**given, "resources.gpus": 1}, labels={"resources.gpus": "--gpu"})
+        return override(found, {**given, "resources.gpus": 1}, labels={"resources.gpus": "--gpu"})
 
 
 def session_name(name: str | None, config: Config) -> str:

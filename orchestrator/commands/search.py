@@ -13,7 +13,7 @@ from orchestrator.commands.telling import done, told
 from orchestrator.errors import OrchestrateError
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
 
 Params = Annotated[
     list[str] | None,
@@ -69,11 +69,11 @@ def tune(
 
 def read_tune(file: Path | None, as_json: bool, params: list[str], wish: dict[str, Any]) -> Config:
     """The file with the search's flags over it."""
-    from orchestrator import config
+    from orchestrator.config.loading import load, override
     from orchestrator.tuning import space
 
     with told(False, as_json):
         named = {f"tune.params.{name}": values for name, values in space.from_flags(params).items()}
         flags = {f"tune.{name}": value for name, value in wish.items()}
         labels = {key: f"--param {key.removeprefix('tune.params.')}" for key in named}
-        return config.override(config.load(file, Path.cwd()), {**flags, **named}, {**labels, "tune.params": "--param"})
+        return override(load(file, Path.cwd()), {**flags, **named}, {**labels, "tune.params": "--param"})

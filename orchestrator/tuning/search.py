@@ -25,7 +25,7 @@ from orchestrator.tuning.trials import Board, Outcome, Part, Slot, judge, make_s
 from orchestrator.watch import Watcher
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
 
 LEAVE_S = 5.0  # that threads have to end in, once their connections are closed
 MOST_LOST = 50  # trials of one search: more, and they break their machines

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from orchestrator.config.quantities import BadItem, closest, parse_line, parse_mapping, shown
 from orchestrator.errors import UsageError
-from orchestrator.quantities import BadItem, closest, parse_line, parse_mapping, shown
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("none", "median", "hyperband")

@@ -25,7 +25,7 @@ from orchestrator.tuning import space
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from orchestrator.config import Tune
+    from orchestrator.config.fields import Tune
 
 TRIALS = 20  # where nobody says how many
 PRUNE_AFTER = 4  # complete trials

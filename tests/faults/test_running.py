@@ -124,7 +124,7 @@ def late_cloud(monkeypatch: pytest.MonkeyPatch, starts: Callable[[Callable[[], A
 
 def up_in_process(cli: Cli, watcher: Told) -> Any:
     from orchestrator import lifecycle
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
     from orchestrator.store import Store
 
     return lifecycle.up(Store(cli.home), "s", Config(tools=()), watcher)  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def up_in_process(cli: Cli, watcher: Told) -> Any:
 
 def run_in_process(cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: list[str], watcher: Told) -> Any:
     from orchestrator import lifecycle
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
     from orchestrator.store import Store
 
     monkeypatch.chdir(cli.folder)
@@ -298,7 +298,7 @@ def test_row_34_a_gpu_that_torch_does_not_see_is_10_and_never_the_cpu(
         pytest.skip("this computer has a GPU, and the test needs one that hasn't")
     from infra import hosting
     from orchestrator import lifecycle
-    from orchestrator.config import Config
+    from orchestrator.config.fields import Config
     from orchestrator.store import Store
 
     smi = tmp_path / "tools/nvidia-smi"

@@ -19,7 +19,7 @@ import pytest
 
 import orchestrator.remote
 from orchestrator import bucket as b
-from orchestrator.config import Config
+from orchestrator.config.fields import Config
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.remote import bucket as there
 from orchestrator.store import Job, Session, Store

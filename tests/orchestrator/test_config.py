@@ -10,10 +10,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from infra import provider as clouds
-from orchestrator import config as c
-from orchestrator import peers
-from orchestrator import quantities as q
-from orchestrator.config import Config, load, override
+from orchestrator.config import peers
+from orchestrator.config import quantities as q
+from orchestrator.config.fields import STATE, Checkpoints, Config
+from orchestrator.config.here import provider_names, resolve_envs, resolve_secrets
+from orchestrator.config.loading import load, override
+from orchestrator.config.resources import Resources
+from orchestrator.config.schema import schema as schema_of
+from orchestrator.config.schema import template
 from orchestrator.errors import UsageError
 
 
@@ -40,7 +44,7 @@ def error_of(call, *arguments, **options) -> str:
 def test_no_file_means_every_default(tmp_path):
     config = load(None, tmp_path)
     assert config == Config()
-    assert config.source is None
+    assert config.origin.source is None
     assert config.resources.expiry == 8 * 3600
     assert (config.tools, config.outputs, config.run, config.workdir) == (("pytorch",), ("outputs",), "", ".")
 
@@ -288,7 +292,7 @@ def test_an_unknown_field_is_named_with_what_was_meant(read, text, message):
 
 
 def test_every_word_of_advice_leads_to_a_field():
-    known = {*Config.model_fields, *c.Resources.model_fields}
+    known = {*Config.model_fields, *Resources.model_fields}
     assert {word for word in peers.THEIR_WORDS.values() if word not in known} == set()
     assert known & {*peers.THEIR_WORDS, *peers.NOT_OURS} == set()
 
@@ -371,7 +375,7 @@ def test_an_error_of_the_disk_is_named(read, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------- any text
 
 FRAGMENTS = st.sampled_from(
-    [*Config.model_fields, *c.Resources.model_fields, ": ", "\n", "\n  ", "- ", "[", "]", "{", "}", "&a ", "*a", "<<",
+    [*Config.model_fields, *Resources.model_fields, ": ", "\n", "\n  ", "- ", "[", "]", "{", "}", "&a ", "*a", "<<",
      "!!int ", "!!binary ", "'", '"', "\\U", "|\n", "%YAML 9.9\n", "---\n", "#", "null", "no", "1:30", "\t", "? "]
 )  # fmt: skip
 VALUES = st.recursive(
@@ -380,7 +384,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 KNOWN = dict.fromkeys(Config.model_fields, VALUES)
-SECTION = st.fixed_dictionaries({}, optional=dict.fromkeys(c.Resources.model_fields, VALUES))
+SECTION = st.fixed_dictionaries({}, optional=dict.fromkeys(Resources.model_fields, VALUES))
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -470,7 +474,7 @@ def test_paths_are_relative_to_the_file_not_to_where_we_stand(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = load(Path("project/run.yaml"), tmp_path)
     monkeypatch.chdir("/")
-    assert config.source == Path("project/run.yaml")
+    assert config.origin.source == Path("project/run.yaml")
     assert config.workdir_path() == project / "src"
     assert config.input_paths() == {"data": tmp_path / "home" / "cifar", "labels.csv": project / "labels.csv"}
 
@@ -505,7 +509,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_defaults(read):
     assert (found.resources.port, found.resources.max_price) == (None, 2.5)
     assert (found.envs, found.outputs, found.name) == ({"A": "1", "B": "3", "C": None}, ("y", "z"), "other")
     assert config.resources.gpus == q.Gpus(8, "V100")
-    assert found.source == config.source
+    assert found.origin.source == config.origin.source
 
 
 def test_a_wrong_flag_is_named_as_it_was_typed(read):
@@ -523,9 +527,9 @@ def test_a_wrong_flag_is_named_as_it_was_typed(read):
 
 def test_a_value_of_the_file_keeps_its_line_beside_flags(read):
     config = override(read("name: x\nresources:\n  provider: nimbus\n"), {"resources.gpus": 1})
-    assert error_of(c.provider_names, config).startswith("orchestrate.yaml:3: resources.provider: ")
+    assert error_of(provider_names, config).startswith("orchestrate.yaml:3: resources.provider: ")
     config = override(config, {"resources.provider": "cumulus"})
-    assert error_of(c.provider_names, config) == "--provider: there is no provider cumulus"
+    assert error_of(provider_names, config) == "--provider: there is no provider cumulus"
 
 
 def test_paths_in_flags_are_relative_to_where_we_stand(read, tmp_path):
@@ -542,30 +546,30 @@ def test_paths_in_flags_are_relative_to_where_we_stand(read, tmp_path):
 
 def test_a_provider_is_checked_where_it_is_used_with_what_was_meant(read, monkeypatch):
     monkeypatch.setattr(clouds, "names", lambda: ["aliyun", "local"])
-    assert c.provider_names(read("resources: {provider: aliyun}")) == ("aliyun",)
+    assert provider_names(read("resources: {provider: aliyun}")) == ("aliyun",)
     with pytest.raises(UsageError) as caught:
-        c.provider_names(read("resources:\n  provider: alyun"))
+        provider_names(read("resources:\n  provider: alyun"))
     expected = "orchestrate.yaml:2: resources.provider: there is no provider alyun; did you mean aliyun?"
     assert (str(caught.value), caught.value.hint) == (expected, "there are: aliyun, local")
-    message = error_of(c.provider_names, read("resources:\n  provider:\n  - aliyun\n  - alyun"))
+    message = error_of(provider_names, read("resources:\n  provider:\n  - aliyun\n  - alyun"))
     assert message == "orchestrate.yaml:4: resources.provider[1]: there is no provider alyun; did you mean aliyun?"
 
 
 def test_any_provider_is_every_cloud_whose_package_is_here(read, monkeypatch):
     config = read("resources:\n  provider: any")
     monkeypatch.setattr(clouds, "rentable", lambda: ["aliyun", "huawei"])
-    assert c.provider_names(config) == ("aliyun", "huawei")
+    assert provider_names(config) == ("aliyun", "huawei")
     monkeypatch.setattr(clouds, "rentable", list)
     with pytest.raises(UsageError) as caught:
-        c.provider_names(config)
+        provider_names(config)
     assert str(caught.value).startswith("orchestrate.yaml:2: resources.provider: no cloud's package is installed")
     assert "pip install" in caught.value.hint
 
 
 def test_a_region_belongs_to_one_of_the_providers(read):
     text = "resources:\n  provider: [aliyun, tencent]\n  region:\n  - {}\n  - {}"
-    assert c.provider_names(read(text.format("cn-hangzhou", "ap-guangzhou"))) == ("aliyun", "tencent")
-    message = error_of(c.provider_names, read(text.format("cn-hangzhou", "ap-guangzou")))
+    assert provider_names(read(text.format("cn-hangzhou", "ap-guangzhou"))) == ("aliyun", "tencent")
+    message = error_of(provider_names, read(text.format("cn-hangzhou", "ap-guangzou")))
     expected = "there is no region ap-guangzou of aliyun, tencent; did you mean ap-guangzhou?"
     assert message == f"orchestrate.yaml:5: resources.region[1]: {expected}"
 
@@ -574,31 +578,29 @@ def test_the_place_of_the_state_is_the_environments_then_the_files(read):
     config = read("state: file:///srv/state")
     assert Config().state_place({}) == ""
     assert config.state_place({}) == "file:///srv/state"
-    assert config.state_place({c.STATE: "s3://team?region=x"}) == "s3://team?region=x"
-    assert error_of(config.state_place, {c.STATE: "team"}).startswith("ORCHESTRATE_STATE: should be a place")
+    assert config.state_place({STATE: "s3://team?region=x"}) == "s3://team?region=x"
+    assert error_of(config.state_place, {STATE: "team"}).startswith("ORCHESTRATE_STATE: should be a place")
 
 
 def test_variables_without_a_value_come_from_the_environment(read):
     config = read("envs: {A: 1, B: , EMPTY: }\nsecrets: {T: null, U: }")
     environ = {"A": "no", "B": "two", "EMPTY": "", "T": "t", "U": "u"}
-    assert c.resolve_envs(config, environ) == {"A": "1", "B": "two", "EMPTY": ""}
-    assert c.resolve_secrets(config, environ) == {"T": "t", "U": "u"}
+    assert resolve_envs(config, environ) == {"A": "1", "B": "two", "EMPTY": ""}
+    assert resolve_secrets(config, environ) == {"T": "t", "U": "u"}
 
 
 def test_all_missing_variables_are_named_at_once(read):
     config = read("envs:\n  A:\n  B:\nsecrets:\n  - T\n  - U\n")
     with pytest.raises(UsageError) as caught:
-        c.resolve_secrets(config, {"T": ""})
+        resolve_secrets(config, {"T": ""})
     assert str(caught.value).splitlines() == [
         "orchestrate.yaml:5: secrets[0]: T is not set in your environment",
         "orchestrate.yaml:6: secrets[1]: U is not set in your environment",
     ]
     assert caught.value.hint == "set first: export T=... U=..."
-    assert (
-        error_of(c.resolve_envs, config, {"B": "x"}) == "orchestrate.yaml:2: envs.A: A is not set in your environment"
-    )
+    assert error_of(resolve_envs, config, {"B": "x"}) == "orchestrate.yaml:2: envs.A: A is not set in your environment"
     config = read("secrets:\n  T:\n  U:\n")
-    assert error_of(c.resolve_secrets, config, {"T": "t"}).startswith("orchestrate.yaml:3: secrets.U: U is not set")
+    assert error_of(resolve_secrets, config, {"T": "t"}).startswith("orchestrate.yaml:3: secrets.U: U is not set")
 
 
 @pytest.mark.parametrize(
@@ -662,12 +664,12 @@ def accepts_item(form: dict, name: str, item: object, defs: dict) -> bool:
 
 
 def sections(schema: dict) -> list[tuple[type, dict]]:
-    own = [c.Resources, c.Checkpoints]
+    own = [Resources, Checkpoints]
     return [(Config, schema), *((model, schema["$defs"][model.__name__]) for model in own)]
 
 
 def test_the_schema_knows_every_field_and_no_other():
-    schema = c.schema()
+    schema = schema_of()
     assert schema["title"] == "orchestrate.yaml"
     for model, section in sections(schema):
         assert section["additionalProperties"] is False
@@ -682,7 +684,7 @@ OF_A_CLOUD = {"zone": "z", "image": "m", "network": "n", "subnet": "s", "securit
 
 
 def test_the_schema_and_the_loader_accept_the_examples_and_the_defaults(read):
-    schema = c.schema()
+    schema = schema_of()
     for model, section in sections(schema):
         for name, form in section["properties"].items():
             for value in [*form["examples"], None, *([form["default"]] if "default" in form else [])]:
@@ -700,7 +702,7 @@ def test_the_schema_and_the_loader_accept_the_examples_and_the_defaults(read):
      {"expiry": "2d"}, {"spot": "off"}, {"spot": True}, {"max_price": 1.5}]
 )  # fmt: skip
 def test_the_schema_accepts_each_shorthand(read, resources):
-    schema = c.schema()
+    schema = schema_of()
     assert accepts(schema, {"resources": resources}, schema["$defs"])
     read(json.dumps({"resources": resources}))
 
@@ -711,26 +713,26 @@ def test_the_schema_accepts_each_shorthand(read, resources):
      {"secrets": {"A": "value"}}, {"envs": {"1A": "x"}}, {"tools": ["jax"]}, {"name": "X"}, {"run": {"a": 1}}]
 )  # fmt: skip
 def test_the_schema_refuses_what_the_loader_refuses(read, document):
-    schema = c.schema()
+    schema = schema_of()
     assert not accepts(schema, document, schema["$defs"])
     error_of(read, json.dumps(document))
 
 
 def test_the_template_loads_to_exactly_the_defaults(read):
-    assert read(c.template()) == Config()
+    assert read(template()) == Config()
 
 
 def test_the_template_shows_every_field_and_its_examples_load(read):
-    shown = re.sub(r"^(\s*)#(?=\S|  )", r"\1", c.template(), flags=re.MULTILINE)
+    shown = re.sub(r"^(\s*)#(?=\S|  )", r"\1", template(), flags=re.MULTILINE)
     config = read(shown.replace("provider: local", "provider: aliyun"))  # the ids are of a cloud
     assert config.model_fields_set == set(Config.model_fields)
-    assert config.resources.model_fields_set == set(c.Resources.model_fields)
-    assert config.checkpoints.model_fields_set == set(c.Checkpoints.model_fields)
+    assert config.resources.model_fields_set == set(Resources.model_fields)
+    assert config.checkpoints.model_fields_set == set(Checkpoints.model_fields)
     assert config.resources.gpus == q.Gpus(1, "A10")
 
 
 def test_importing_the_configuration_loads_nothing_heavy():
-    script = "import sys, orchestrator.config; print(*sys.modules)"
+    script = "import sys, orchestrator.config.here; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"paramiko", "torch", "numpy", "rich", "typer", "trainer"} & set(modules)
 

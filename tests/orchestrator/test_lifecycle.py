@@ -14,7 +14,7 @@ from infra.errors import MayStillExist
 from infra.provider import Cloud, Machine, MachineSpec, Offer
 from orchestrator import bootstrap, bucket, lifecycle, rekey
 from orchestrator.bootstrap import NoGpu
-from orchestrator.config import Config
+from orchestrator.config.fields import Config
 from orchestrator.errors import MayStillBill, OrchestrateError, Unreachable, UsageError
 from orchestrator.store import MachineRow, Session, Store
 from orchestrator.watch import Proposal

@@ -10,7 +10,7 @@ import pytest
 
 from infra.provider import Cloud, Offer
 from orchestrator import market, recovery
-from orchestrator.config import Config
+from orchestrator.config.fields import Config
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.store import MachineRow, Store
 from orchestrator.watch import Proposal

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator import payload, snapshot
-from orchestrator.config import load
+from orchestrator.config.loading import load
 from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable
 from orchestrator.payload import price
 from orchestrator.store import MachineRow, Session, Store

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator import following, lifecycle, recovery, sync, visit
 from orchestrator import session as sessions
-from orchestrator.config import Config
+from orchestrator.config.fields import Config
 from orchestrator.errors import Locked, MayStillBill, OrchestrateError, TransferIncomplete, Unreachable, UsageError
 from orchestrator.session import connect
 from orchestrator.store import Job, MachineRow, Session, Store

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import config, snapshot, worktree
+from orchestrator import snapshot, worktree
+from orchestrator.config.fields import Config
+from orchestrator.config.loading import load, override
 from orchestrator.errors import UsageError
 from orchestrator.snapshot import INPUT, WORK
 from orchestrator.store import Job, Session, Store
@@ -37,7 +39,7 @@ def test_what_was_edited_since_is_as_it_was_and_data_is_taken_as_it_is_now(
 ) -> None:
     (tmp_path / "run.yaml").write_text("run: [python, train.py]\nenvs: {LR: '0.10'}\ninputs: {data: ./data}\n")
     (tmp_path / "data").mkdir()
-    one = config.override(config.load(tmp_path / "run.yaml", tmp_path), {"resources.gpus": "A10:2"})
+    one = override(load(tmp_path / "run.yaml", tmp_path), {"resources.gpus": "A10:2"})
     then = {
         WORK: tree(tmp_path / "work", a="as it was", b="the same"),
         INPUT + "data": tree(tmp_path / "data", a="1", b="2"),
@@ -66,7 +68,7 @@ def test_of_a_file_that_has_grown_since_it_was_read_what_was_sent_is_kept(
     then = tree(tmp_path / "work", a="code", log="begun\n")
     with (tmp_path / "work/log").open("a") as log:
         log.write("more\n")
-    snapshot.take(*begun, config.load(None, tmp_path), ["true"], {WORK: then}, print)
+    snapshot.take(*begun, load(None, tmp_path), ["true"], {WORK: then}, print)
     kept = snapshot.of(*begun)
     assert kept is not None and content(kept.as_begun({}, print)[WORK]) == {"a": "code", "log": "begun\n"}
 
@@ -77,7 +79,7 @@ def test_what_is_too_large_to_be_kept_or_cannot_be_is_said(
     monkeypatch.setattr(snapshot, "MOST_BYTES", 5)
     said: list[str] = []
     then = tree(tmp_path / "work", a="1234", b="123456")
-    snapshot.take(*begun, config.Config(), None, {WORK: then}, said.append)
+    snapshot.take(*begun, Config(), None, {WORK: then}, said.append)
     kept = snapshot.of(*begun)
     now = tree(tmp_path / "work", a="4321", b="654321")
     assert kept is not None
@@ -91,5 +93,5 @@ def test_what_is_too_large_to_be_kept_or_cannot_be_is_said(
         path.unlink()
     place.rmdir()
     place.write_text("in its way")
-    snapshot.take(*begun, config.Config(), None, {WORK: now}, said.append)
+    snapshot.take(*begun, Config(), None, {WORK: now}, said.append)
     assert said[-1].startswith("warning: what the job began with can't be kept:")

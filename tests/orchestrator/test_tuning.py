@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from orchestrator import payload
-from orchestrator.config import Config, Tune, load, override
+from orchestrator.config.fields import Config, Tune
+from orchestrator.config.loading import load, override
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.tuning import metrics, space, trials

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from orchestrator import quantities as q
+from orchestrator.config import quantities as q
 from orchestrator.errors import UsageError
 
 HINT = "`orchestrate schema` prints every field"

@@ -1,5 +1,13 @@
 """What a person most likely meant by a field that isn't ours: by closeness, and by the words of our peers."""
 
+from __future__ import annotations
+
+from orchestrator.config import quantities as q
+from orchestrator.config.document import Loc
+from orchestrator.config.fields import Checkpoints, Config, Tune
+from orchestrator.config.kinds import Fields
+from orchestrator.config.resources import Resources
+
 # The words of SkyPilot and dstack, whose files many users have at hand.
 THEIR_WORDS = {
     "accelerator": "gpus",
@@ -43,3 +51,22 @@ NOT_OURS = {
     "type": "a file always describes one run, so leave it out",
     "python": "Python's version can't be chosen here; install the one you need in setup",
 }
+
+
+def advice(loc: Loc) -> str:
+    """What the user most likely meant by an unknown field."""
+    inside = loc[0] == "resources" and len(loc) > 1
+    word = str(loc[-1]).lower().replace("-", "_")
+    sections: dict[str | int, type[Fields]] = {"checkpoints": Checkpoints, "tune": Tune}
+    if loc[0] in sections and (own := q.closest(word, sections[loc[0]].model_fields)):
+        return f"; did you mean {own}?"
+    near, far = (Resources, Config) if inside else (Config, Resources)
+    if word in NOT_OURS:
+        return f"; {NOT_OURS[word]}"
+    target = word if word in near.model_fields or word in far.model_fields else THEIR_WORDS.get(word, "")
+    target = target or q.closest(word, near.model_fields) or q.closest(word, far.model_fields)
+    if not target:
+        return ""
+    if target in near.model_fields:
+        return f"; did you mean {target}?"
+    return f"; did you mean {target}, outside resources?" if inside else f"; did you mean resources.{target}?"
