@@ -6,7 +6,6 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -335,13 +334,6 @@ def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 # ---- jobs side by side --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path)
-    yield made
-    made.end()
 
 
 def test_jobs_of_other_slots_run_beside_each_other_and_all_others_wait(machine: Machine) -> None:

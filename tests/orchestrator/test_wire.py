@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,13 +200,6 @@ def test_the_agent_travels_with_its_length() -> None:
 
 
 # ---- what a machine keeps of the agent ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path)
-    yield made
-    made.end()
 
 
 def kept(machine: Machine) -> Path:
