@@ -309,17 +309,18 @@ def start(
     watcher: Watcher,
     lost: Job | None = None,
     node: int | None = None,
+    sent: payload.Sent | None = None,
 ) -> Job:
     """Checks that the machines are ready, sends the work, queues it: as a new job, or as one that was lost.
 
-    What one that is to be brought back was begun with is kept, and sent where it goes on.
+    What one that is to be brought back was begun with is kept, and sent where it goes on. `sent`: read before.
     """
     config = as_made(session, config)
     if node is not None:  # nobody brings it back
         fleet, config = fleet.of(node), config.model_copy(update={"recover": False})
     with held(store, session) if lost else store.lock(session.name):  # a recovery has nobody to try again
         begun = snapshot.of(session, lost) if lost else None
-        ready, load = check(fleet, store, session, config, argv, watcher, begun)
+        ready, load = check(fleet, store, session, config, argv, watcher, begun, sent)
         if lost is None:
             job = payload.submit(store, session, config, fleet, ready, load, watcher, node, argv=argv)
         else:
@@ -336,9 +337,10 @@ def check(
     argv: list[str] | None,
     watcher: Watcher,
     begun: snapshot.Snapshot | None = None,
+    sent: payload.Sent | None = None,
 ) -> tuple[list[bootstrap.Ready], payload.Load]:
-    """The machines, checked to be ready, and what is to be sent to them, which is read meanwhile."""
-    sent = ahead(lambda: payload.sent(config, argv, store.folder, watcher.say, begun), "reads what is sent")
+    """The machines, checked to be ready, and what is to be sent to them, which is read meanwhile, or was before."""
+    read = ahead(lambda: sent or payload.sent(config, argv, store.folder, watcher.say, begun), "reads what is sent")
     cloud, gpus = load_cloud(session.provider, session.simulated), config.resources.request().gpus
     if time.time() > session.expires_at:
         watcher.say(
@@ -355,7 +357,7 @@ def check(
             return ready
 
     ready = fleet.each(look)
-    return ready, payload.gather(config, argv, ready, cloud.spot_notice, sent())
+    return ready, payload.gather(config, argv, ready, cloud.spot_notice, read())
 
 
 def as_made(session: Session, config: Config) -> Config:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from infra import provider
-from infra.provider import Machine, unheard
+from infra.provider import Machine
 from orchestrator import lifecycle, payload, snapshot
 from orchestrator.errors import (
     Locked,
@@ -157,7 +157,7 @@ def begin_again(
 ) -> tuple[Session, Job]:
     """Queues a lost job once more, on machines that are there, whichever of them are lost while it is at that."""
     for again in reversed(range(REBOOTS)):
-        session = as_extended(store, session)
+        session, sent = as_extended(store, session), None
         if gone := lost_machines(store, session, job):
             if is_over(session):
                 raise MachineGone(
@@ -166,7 +166,8 @@ def begin_again(
                     f"`orchestrate recover {session.name} --ttl 4h` has it go on on another machine; `orchestrate down "
                     f"{session.name}` closes the session",
                 )
-            payload.sent(config, argv, store.folder, unheard, snapshot.of(session, job))  # before anything is rented
+            begun = snapshot.of(session, job)
+            sent = payload.sent(config, argv, store.folder, watcher.say, begun)  # before anything is rented
             stuck, behind = bring_rest_home(store, session, job, gone, watcher)
             session = anew(store, session, config, gone + stuck, watcher, job, behind)
             store.note(session, f"job {job.number} goes on, on {where(session)}")
@@ -180,7 +181,7 @@ def begin_again(
                     job = store.reread(job)
                 if job.state != "lost":
                     return session, job
-                return session, start(fleet, store, session, config, argv, watcher, lost=job)
+                return session, start(fleet, store, session, config, argv, watcher, lost=job, sent=sent)
         except (Unreachable, TransferIncomplete) as error:
             if not again:
                 raise

@@ -101,6 +101,7 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     store.update_job(job, state="lost", reason="preempted: the cloud")
     job = store.reread(job)
     replaced: list[list[str]] = []
+    read: list[bool] = []
     tries: list[Any] = [Unreachable("gone too"), TransferIncomplete("a file changed while it was sent"), job]
     gone: list[list[str]] = [[], ["b"], []]
     monkeypatch.setattr(recovery, "missing", lambda _, machines: [one for one in machines if one.id in gone[0]])
@@ -112,8 +113,9 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
         replaced.append([one.id for one in lost])
         return store.pick("s")
 
-    def start(*_: Any, lost: Any) -> Any:
+    def start(*_: Any, lost: Any, sent: Any) -> Any:
         done = tries.pop(0)
+        read.append(sent is not None)
         gone.pop(0)
         if isinstance(done, OrchestrateError):
             raise done
@@ -123,6 +125,7 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     monkeypatch.setattr(recovery, "start", start)
     now, again = recovery.begin_again(store, session, Config(), None, job, Told())  # type: ignore[arg-type]
     assert replaced == [["a"], ["b"]] and again is job and now.id == session.id
+    assert read == [True, True, False], "what was read before a machine was made is sent, and after a failure read anew"
     assert not tries, "what was a matter of moments was tried again without a machine made anew"
 
 
