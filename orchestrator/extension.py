@@ -1,7 +1,7 @@
 """More time for a session's machines: moved on the machines, in the cloud, and in the record, in this order.
 
 A machine's own guard comes first: were it last and unreachable, the machine would power off at the old end and go on
-costing until the new one.
+costing until the new one. Of a session whose machines have ended only the record's is moved (`with_more`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from infra import provider
 from orchestrator.config import quantities as q
 from orchestrator.errors import OrchestrateError, UsageError
-from orchestrator.session import connect, load_cloud, mapped, moment
+from orchestrator.session import connect, held, load_cloud, mapped, missing, moment
 from orchestrator.store import Session, Store
 from orchestrator.watch import Watcher
 
@@ -37,6 +37,28 @@ def extend(store: Store, name: str | None, ttl_s: float, budget: float | None, w
             raise
         store.extend(session, until, budget)
         return store.pick(session.name)
+
+
+def with_more(store: Store, session: Session, ttl_s: float | None, budget: float | None) -> Session:
+    """The session, with another end where its own has come, or with another budget. Raises UsageError."""
+    with held(store, session) as session:
+        if ttl_s is not None and not is_over(session):
+            raise UsageError(
+                f"{session.name!r} has no need of another end: it is one whose machines start again, or lasts until "
+                f"{moment(session.expires_at)}",
+                "leave --ttl out",
+            )
+        until = session.expires_at if ttl_s is None else time.time() + ttl_s
+        store.gone(session, missing(session, session.machines))
+        check_budget(store.pick(session.name), until, session.budget if budget is None else budget)
+        store.extend(session, until, budget)
+        return store.pick(session.name)
+
+
+def is_over(session: Session) -> bool:
+    """Whether the time for which its machines were rented has passed."""
+    keeps_disk = load_cloud(session.provider, session.simulated).keeps_disk  # those are started again for as long
+    return time.time() > session.expires_at and not keeps_disk
 
 
 def check(session: Session, until: float, budget: float | None) -> None:

@@ -165,11 +165,11 @@ def test_row_28_an_sshd_that_comes_late_is_waited_for_with_the_reason(
 def test_row_28_an_sshd_that_never_comes_is_an_error_with_its_reason_and_the_machine_is_gone(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import lifecycle
+    from orchestrator import making
     from orchestrator.errors import OrchestrateError
 
     late_cloud(monkeypatch, lambda begin: None)
-    monkeypatch.setattr(lifecycle, "SSH_DEADLINE_S", 1.0)
+    monkeypatch.setattr(making, "SSH_DEADLINE_S", 1.0)
     watcher = Told()
     with pytest.raises(OrchestrateError, match="Connection refused") as error:
         up_in_process(cli, watcher)

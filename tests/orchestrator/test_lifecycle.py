@@ -12,7 +12,7 @@ import pytest
 
 from infra.errors import MayStillExist
 from infra.provider import Cloud, Machine, MachineSpec, Offer
-from orchestrator import bootstrap, bucket, lifecycle, rekey
+from orchestrator import bootstrap, bucket, lifecycle, making, rekey
 from orchestrator.bootstrap import NoGpu
 from orchestrator.config.fields import Config
 from orchestrator.errors import MayStillBill, OrchestrateError, Unreachable, UsageError
@@ -57,9 +57,9 @@ def prepare(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any], state: str = "
     cloud = Cloud("c", "C", (), *[lambda *_: None] * 4, keeps_disk=local)  # type: ignore[arg-type]
     config = Config.model_validate({"resources": {"gpus": "1"}})
     sleep = lambda s: now.__setitem__(0, now[0] + s)  # noqa: E731
-    monkeypatch.setattr(lifecycle, "seeded_key", lambda session: "")
+    monkeypatch.setattr(making, "seeded_key", lambda session: "")
     monkeypatch.setattr(rekey, "is_due", lambda host, seeded: False)
-    ready = lifecycle.prepare_one(None, session, None, Host(), config, cloud, told.say, lambda: now[0], sleep)  # type: ignore[arg-type]
+    ready = making.prepare_one(None, session, None, Host(), config, cloud, told.say, lambda: now[0], sleep)  # type: ignore[arg-type]
     return ready, told.lines, now[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.provider import Cloud, Offer
-from orchestrator import market, recovery
+from orchestrator import market, replacing
 from orchestrator.config.fields import Config
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.store import MachineRow, Store
@@ -106,16 +106,16 @@ def test_a_lost_job_goes_on_until_the_sessions_end_of_now_and_in_its_budget_of_n
     store.extend(session, now + 20 * 3600, 12.0)
     session = store.pick("s")
     for name in ("end_machines", "prepare"):
-        monkeypatch.setattr(recovery, name, lambda *_: None)
+        monkeypatch.setattr(replacing, name, lambda *_: None)
 
     def create(*given: Any) -> Any:
         made.append(given[4])
         return given[1]
 
-    monkeypatch.setattr(recovery, "create", create)
+    monkeypatch.setattr(replacing, "create", create)
 
     def elsewhere(price: float) -> None:
-        recovery.elsewhere(store, session, config, clouds_with([offer("aliyun", price)]), Told())  # type: ignore[arg-type]
+        replacing.elsewhere(store, session, config, clouds_with([offer("aliyun", price)]), Told())  # type: ignore[arg-type]
 
     with pytest.raises(
         UsageError, match=r"the budget is 12, of which 1\.\d\d is spent, and what fits may cost (79|80)\."

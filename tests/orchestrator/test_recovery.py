@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import following, lifecycle, recovery, sync, visit
+from orchestrator import extension, following, lifecycle, recovery, replacing, sync, visit
 from orchestrator import session as sessions
 from orchestrator.config.fields import Config
 from orchestrator.errors import Locked, MayStillBill, OrchestrateError, TransferIncomplete, Unreachable, UsageError
@@ -57,11 +57,11 @@ def session(store: Store) -> Session:
 @pytest.fixture(autouse=True)
 def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mended", "elsewhere", "end_machines"):
-        monkeypatch.setattr(recovery, name, lambda *_: pytest.fail("a machine was touched"))
+        monkeypatch.setattr(replacing, name, lambda *_: pytest.fail("a machine was touched"))
 
 
 def anew(store: Store, session: Session) -> Session:
-    return recovery.anew(store, session, Config(), session.machines, Told())  # type: ignore[arg-type]
+    return replacing.anew(store, session, Config(), session.machines, Told())  # type: ignore[arg-type]
 
 
 def test_a_machine_that_another_command_has_replaced_is_taken_as_it_is(store: Store, session: Session) -> None:
@@ -158,7 +158,7 @@ def test_a_machine_whose_disk_is_kept_is_started_again_and_never_removed(
         raise Unreachable("it does not start")
 
     seen = store.pick("s")
-    monkeypatch.setattr(recovery, "mended", lambda *_: False)
+    monkeypatch.setattr(replacing, "mended", lambda *_: False)
     monkeypatch.setattr(lifecycle, "again", again)
     monkeypatch.setattr(lifecycle, "take_away", lambda *_: pytest.fail("it was removed"))
     with pytest.raises(Unreachable, match="does not start"):
@@ -174,15 +174,15 @@ def test_machines_that_hold_results_are_not_ended_for_one_that_is_lost(
     seen = store.pick("s")
     there, gone = seen.machines
     lost = store.add_job(seen, "r", "true", [], tmp_path / "1")
-    recovery.check_at_home(store, seen, [gone], lost, [gone])  # what of it was there is lost, whatever is done
+    replacing.check_at_home(store, seen, [gone], lost, [gone])  # what of it was there is lost, whatever is done
     with pytest.raises(MayStillBill, match="results of job 1 are on those that are there"):
-        recovery.check_at_home(store, seen, [gone], lost, [there])
+        replacing.check_at_home(store, seen, [gone], lost, [there])
     store.add_job(seen, "q", "true", [], tmp_path / "2", node=node)
     if is_kept:
         with pytest.raises(MayStillBill, match="results of job 2 are on those that are there"):
-            recovery.check_at_home(store, seen, [gone], lost)
+            replacing.check_at_home(store, seen, [gone], lost)
     else:
-        recovery.check_at_home(store, seen, [gone], lost)
+        replacing.check_at_home(store, seen, [gone], lost)
 
 
 def test_a_ctrl_c_while_one_of_several_is_made_anew_leaves_the_others(
@@ -195,12 +195,12 @@ def test_a_ctrl_c_while_one_of_several_is_made_anew_leaves_the_others(
     store.add_machines(session, [machine("c", 3.0), replace(machine("d", 3.0), node=1)])
     seen, cloud = store.pick("s"), SimpleNamespace(keeps_disk=False, mend=mend, survivors=lambda *_: [])
     monkeypatch.undo()
-    monkeypatch.setattr(recovery, "load_cloud", lambda *_: cloud)
-    monkeypatch.setattr(recovery, "allowed", lambda *_: {"local": cloud})
-    monkeypatch.setattr(recovery, "keys", lambda *_: ("", "", ""))
+    monkeypatch.setattr(replacing, "load_cloud", lambda *_: cloud)
+    monkeypatch.setattr(replacing, "allowed", lambda *_: {"local": cloud})
+    monkeypatch.setattr(replacing, "keys", lambda *_: ("", "", ""))
     monkeypatch.setattr(lifecycle, "take_away", lambda *_: pytest.fail("the other was ended"))
     with pytest.raises(KeyboardInterrupt):
-        recovery.anew(store, seen, Config(), seen.machines[1:], Told())  # type: ignore[arg-type]
+        replacing.anew(store, seen, Config(), seen.machines[1:], Told())  # type: ignore[arg-type]
     assert store.pick("s").state == "ready" and len(store.pick("s").machines) == 2
 
 
@@ -405,9 +405,9 @@ def test_where_no_other_machine_can_be_had_the_session_stays_for_the_next_try(
     store: Store, session: Session, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(recovery, "end_machines", lambda session, *_: ended.append(session.name))
+    monkeypatch.setattr(replacing, "end_machines", lambda session, *_: ended.append(session.name))
     store.set_state(session, "creating")
-    fails: Any = recovery.ended_where_it_fails(store, session, {"local": None}, Told())  # type: ignore[arg-type, dict-item]
+    fails: Any = replacing.ended_where_it_fails(store, session, {"local": None}, Told())  # type: ignore[arg-type, dict-item]
     with pytest.raises((OrchestrateError, KeyboardInterrupt)) as raised, fails:
         raise error
     assert ended == ["s"] and store.pick("s").state == "ready"
@@ -423,16 +423,16 @@ def test_more_time_is_counted_from_what_was_spent_and_not_from_when_the_machine_
     opened = store.open_session("t", "aliyun", now - 10 * 3600, budget=15)
     store.set_state(opened, "ready")
     store.add_machines(opened, [machine("x", now - 18 * 3600)])  # at 1 an hour, for 8 hours
-    monkeypatch.setattr(recovery, "missing", lambda session, machines: list(machines))
-    monkeypatch.setattr(recovery, "load_cloud", lambda *_: SimpleNamespace(keeps_disk=False))
+    monkeypatch.setattr(extension, "missing", lambda session, machines: list(machines))
+    monkeypatch.setattr(extension, "load_cloud", lambda *_: SimpleNamespace(keeps_disk=False))
     with pytest.raises(UsageError, match=r"may cost 16\.00, and its budget is 15") as error:
-        recovery.with_more(store, store.pick("t"), 8 * 3600, None)
+        extension.with_more(store, store.pick("t"), 8 * 3600, None)
     assert error.value.hint == "a shorter --ttl, or a larger --budget"
     with pytest.raises(UsageError, match=r"may cost 8\.00, and its budget is 7"):
-        recovery.with_more(store, store.pick("t"), None, 7)
-    assert recovery.with_more(store, store.pick("t"), None, 16).expires_at == opened.expires_at
+        extension.with_more(store, store.pick("t"), None, 7)
+    assert extension.with_more(store, store.pick("t"), None, 16).expires_at == opened.expires_at
     with pytest.raises(UsageError, match=r"may cost 17\.00, and its budget is 16"):
-        recovery.with_more(store, store.pick("t"), 9 * 3600, None)
-    longer = recovery.with_more(store, store.pick("t"), 9 * 3600, 17.5)
+        extension.with_more(store, store.pick("t"), 9 * 3600, None)
+    longer = extension.with_more(store, store.pick("t"), 9 * 3600, 17.5)
     assert longer.expires_at > now and longer.budget == 17.5 and [one.id for one in longer.machines] == ["x"]
     assert longer.cost(now) == pytest.approx(8)
