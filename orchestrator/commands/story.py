@@ -23,6 +23,7 @@ from orchestrator.commands.telling import done, ended, job_json, session_json, t
 from orchestrator.errors import MayStillBill, OrchestrateError, UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.config.fields import Config
     from orchestrator.store import Job
 
 NewNameOption = Annotated[
@@ -92,8 +93,7 @@ def run(
         if node is not None:
             job = lifecycle.run(records, session, config, command, watcher, detach, node)
         else:
-            run = recovering() if recover or config.recover else lifecycle.run
-            job = run(records, session, config, command, watcher, detach)
+            job = running(recover, config)(records, session, config, command, watcher, detach)
         watcher.close()
         again = records.comes_back(session, job).strip("`")
         done(as_json, job_json(job), f"job {job.number} {job.state}", *([again] if detach else []))
@@ -188,7 +188,7 @@ def launch(
     with told(yes, as_json) as watcher:
         from orchestrator import lifecycle
 
-        run = recovering() if recover or config.recover else lifecycle.run
+        run = running(recover, config)
         job, session = lifecycle.launch(store(), session_name(name, config), config, command, watcher, simulate, run)
         watcher.close()
         done(
@@ -199,8 +199,8 @@ def launch(
         ended(job, False, pass_exit_code)
 
 
-def recovering() -> Callable[..., Job]:
-    """`run` for jobs that outlive their machines."""
-    from orchestrator import recovery
+def running(recover: bool, config: Config) -> Callable[..., Job]:
+    """`run`, also for jobs that outlive their machines."""
+    from orchestrator import lifecycle, recovery
 
-    return recovery.run
+    return recovery.run if recover or config.recover else lifecycle.run
