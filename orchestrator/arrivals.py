@@ -7,6 +7,9 @@ A small file that is whole has its place at once; a large one, and one that is t
 on the disk, as they are before a pull ends. So a power cut leaves what earlier pulls have brought, as it was or as it
 is now; of the pull that it ended a large file is whole or not there, and a small new one may be under its name and
 short, or zeros. The next pull reads all that is at home, and finds it.
+
+The last digits of a file's time of change say that it is as it came: one that a person has edited since isn't, and is
+kept beside where another takes its place.
 """
 
 from __future__ import annotations
@@ -16,6 +19,10 @@ import ctypes
 import errno
 import hashlib
 import os
+import stat
+import time
+import zlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -27,14 +34,15 @@ SMALL = "small"  # what a file is called that nobody will go on with
 EARLY = 1 << 23  # bytes of a large file after which the disk begins with them
 OPEN = 100  # folders that are open at once; 256 may be a process's limit
 NO_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what a disk says of a name that it doesn't take
+TICK_NS, TICKS = 100, 10_000  # of a time of change: what each filesystem keeps, and how many are a millisecond
 PATH_MAX = 4096  # bytes; longer ones can be made, from folder to folder, and hardly be removed
 
 
 class Arrivals:
     """The files of one pull, as a context manager. Only one may be open for a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, say: Callable[[str], None] = lambda line: None) -> None:
+        self.folder, self.say = folder, say
         self.folders: dict[tuple[str, ...], int] = {}
         self.made: set[int] = set()  # of these, those that weren't there
         self.settled: dict[str, str] = {}  # digests by path: in their places
@@ -163,6 +171,7 @@ class Arrivals:
     def settle(self, file: int, own_name: str, path: str, sha256: str) -> None:
         """Gives one that is whole, and open as `file`, its place, at the latest in the end. Raises Refused, OSError."""
         into, name = self.place(path)
+        mark_as_come(file, path)
         if syncfs() is None:
             os.fsync(file)
         elif own_name != SMALL or (into not in self.made and is_there(name, into)):
@@ -176,6 +185,7 @@ class Arrivals:
     def rename(self, own_name: str, into: int, name: str, path: str, sha256: str) -> None:
         """Raises Refused, TransferIncomplete, OSError."""
         try:
+            self.keep(own_name, into, name, path)
             os.rename(own_name, name, src_dir_fd=self.aside, dst_dir_fd=into)
         except OSError as error:
             os.unlink(own_name, dir_fd=self.aside)
@@ -187,6 +197,23 @@ class Arrivals:
                 f"{shown(path)} is a folder at home and a file on the machine", "move the folder, then pull again"
             ) from error
         self.settled[path] = sha256
+
+    def keep(self, own_name: str, into: int, name: str, path: str) -> None:
+        """Puts beside what a person has written under that name since it came. Raises OSError."""
+        try:
+            there = os.stat(name, dir_fd=into, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        comes = os.stat(own_name, dir_fd=self.aside)
+        if stat.S_ISDIR(there.st_mode) or not there.st_size or is_as_it_came(there, path):
+            return
+        if not is_as_it_came(comes, path):  # then this disk keeps no such times
+            return
+        beside, number = f"{name}.mine", 2
+        while is_there(beside, into):
+            beside, number = f"{name}.mine.{number}", number + 1
+        os.rename(name, beside, src_dir_fd=into, dst_dir_fd=into)
+        self.say(f"{shown(path)} was changed here since it came: what it was here is {shown(beside)} now")
 
 
 class Partial:
@@ -256,6 +283,22 @@ def is_there(name: str, folder: int) -> bool:
     except OSError:  # none, or none that can be: the rename says so
         return False
     return True
+
+
+def mark_as_come(file: int, path: str) -> None:
+    """Gives the open file the time of now, to the millisecond, with the digits of that path."""
+    now = time.time_ns()
+    os.utime(file, ns=(now, now // (TICK_NS * TICKS) * TICK_NS * TICKS + digits(path)))
+
+
+def is_as_it_came(info: os.stat_result, path: str) -> bool:
+    """Whether that file was last written to as it came under that path."""
+    return info.st_mtime_ns % (TICK_NS * TICKS) == digits(path)
+
+
+def digits(path: str) -> int:
+    """Those that the time of a file that came has below the millisecond."""
+    return zlib.crc32(os.fsencode(path)) % TICKS * TICK_NS
 
 
 def aside_name(path: str, mark: str) -> str:

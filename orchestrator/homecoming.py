@@ -30,7 +30,7 @@ def coming_home(job: Job) -> Iterator[None]:
         ) from error
 
 
-def bring_home(fleet: Fleet, store: Store, job: Job, tell: sync.Tell | None = None) -> sync.Pulled:
+def bring_home(fleet: Fleet, store: Store, job: Job, watcher: Watcher) -> sync.Pulled:
     """All results of a job that has ended, from every machine, verified.
 
     The first machine's come last: the record says that the job is at home only when all of it is.
@@ -40,7 +40,7 @@ def bring_home(fleet: Fleet, store: Store, job: Job, tell: sync.Tell | None = No
     pulled = sync.Pulled({}, 0, 0, [])
     for node in reversed(range(len(parts))):
         with had_by_machine(*parts[node]), fleet.hosts[node].agent() as wire:
-            one = jobs.bring_home(wire, *parts[node], final=True, tell=tell)
+            one = jobs.bring_home(wire, *parts[node], True, watcher.progress, watcher.say)
             pulled = sync.together(pulled, one, f"node-{node}/" if node else "")
     return pulled
 
@@ -60,7 +60,7 @@ def bring_everything_home(store: Store, session: Session, cloud: provider.Cloud,
                     stop(fleet, store, job, watcher)
             for job in (job for job in waiting if not store.reread(job).pulled):
                 try:
-                    bring_home(fleet, store, job, watcher.progress)
+                    bring_home(fleet, store, job, watcher)
                     reason = store.reread(job).reason
                     watcher.say(f"job {job.number}: results in {job.where}" + (f"; {reason}" if reason else ""))
                 except (TransferIncomplete, Refused) as error:  # the others' results may come all the same
@@ -113,7 +113,7 @@ def bring_what_is_there(
                 behind.append(str(job.number))
             else:
                 stop(fleet, store, job, watcher)
-                bring_home(fleet, store, job, watcher.progress)
+                bring_home(fleet, store, job, watcher)
     return ", ".join(behind)
 
 
@@ -139,7 +139,7 @@ def bring_rest_home(
             try:
                 with had_by_machine(record, part), host.agent() as wire:
                     jobs.stop(wire, record, part, grace_s, say[node])
-                    jobs.bring_home(wire, record, part, final=True)
+                    jobs.bring_home(wire, record, part, final=True, say=say[node])
             except (Unreachable, MachineError, TransferIncomplete) as error:
                 say[node](f"its part of job {job.number} did not all come home: {error}")
                 behind.append(machine)

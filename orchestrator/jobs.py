@@ -320,7 +320,7 @@ def reconnecting(
 @contextlib.contextmanager
 def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) -> Iterator[None]:
     """Brings the job's outputs home every `every_s` seconds, on a channel of its own, while the caller follows."""
-    outputs = sync.Outputs(job.results)
+    outputs = sync.Outputs(job.results, say=say)
 
     def loop(over: threading.Event) -> None:
         wire: Wire | None = None
@@ -349,13 +349,20 @@ def pulling(host: Host, job: Job, every_s: float, say: Callable[[str], None]) ->
 # ---- results ------------------------------------------------------------------------------------------------------
 
 
-def bring_home(wire: Wire, store: Record, job: Job, final: bool, tell: sync.Tell | None = None) -> sync.Pulled:
+def bring_home(
+    wire: Wire,
+    store: Record,
+    job: Job,
+    final: bool,
+    tell: sync.Tell | None = None,
+    say: sync.Say = lambda line: None,
+) -> sync.Pulled:
     """Pulls log and outputs; with `final`, everything, verified, and the record says so.
 
     Raises TransferIncomplete, Refused, Unreachable: then the machine must be kept.
     """
     status = bring_log(wire, store, job)
-    pulled = sync.Outputs(job.results).pull(wire, job.number, job.outputs, final, tell)
+    pulled = sync.Outputs(job.results, say=say).pull(wire, job.number, job.outputs, final, tell)
     if final:
         write_json(
             job.results / "manifest.json",

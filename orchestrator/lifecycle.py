@@ -286,7 +286,7 @@ def finish(
 
     fleet.each(follow)
     with coming_home(job):
-        pulled = bring_home(fleet, store, job, watcher.progress)
+        pulled = bring_home(fleet, store, job, watcher)
     job = store.reread(job)
     first = next((one for one in failed if one[1].state == "lost"), failed[0] if failed else None)
     if first and first[0]:  # a part that is lost has the others fail, be it that they say so before it does

@@ -298,6 +298,7 @@ class Outputs:
     folder: Path
     have: dict[str, str] = field(default_factory=dict)  # by path: the digest of what is at home
     inodes: dict[str, str] = field(default_factory=dict)  # by path: the machine's file, when it was last looked at
+    say: Say = lambda line: None
 
     def pull(self, wire: Wire, job: int, patterns: list[str], final: bool, tell: Tell | None = None) -> Pulled:
         """Brings what the machine has and home hasn't.
@@ -371,7 +372,7 @@ class Outputs:
         """
         doubtful = {path for path, file in wanted.items() if self.inodes.get(path, file.inode) == file.inode}
         fresh = {path for path in doubtful if wanted[path].is_fresh(at)}
-        with Arrivals(self.folder) as arrivals:
+        with Arrivals(self.folder, self.say) as arrivals:
             begun = arrivals.begun({path: file.mark for path, file in wanted.items()})
             begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path].size}
             needed = sum(file.size for file in wanted.values()) - sum(begun.values())

@@ -66,7 +66,7 @@ def check_sent(store: Store, session: Session, job: Job) -> None:
         raise Locked(f"job {job.number} is being sent, by {holder}", "wait for it, then try again")
 
 
-def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:
+def pull(store: Store, session: Session, job: Job, watcher: Watcher) -> tuple[sync.Pulled, Job]:
     """What the job has written so far; everything, verified, where it has ended."""
     if session.state == "closed":
         raise UsageError(f"session {session.name!r} is closed", f"what came home of it is in {job.results}")
@@ -76,9 +76,9 @@ def pull(store: Store, session: Session, job: Job) -> tuple[sync.Pulled, Job]:
             jobs.refresh(wire, store, [job])
             job = store.reread(job)
             if not job.ended:
-                return jobs.bring_home(wire, store, job, final=False), store.reread(job)
+                return jobs.bring_home(wire, store, job, False, watcher.progress, watcher.say), store.reread(job)
         with coming_home(job):
-            return bring_home(fleet, store, job), store.reread(job)
+            return bring_home(fleet, store, job, watcher), store.reread(job)
 
 
 def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
@@ -89,5 +89,5 @@ def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
     with Fleet(session) as fleet:
         homecoming.stop(fleet, store, job, watcher)
         if not store.reread(job).pulled:
-            bring_home(fleet, store, job, watcher.progress)
+            bring_home(fleet, store, job, watcher)
     return store.reread(job)

@@ -214,7 +214,7 @@ class Search:
             pull_every_s = min(pull_every_s, pruning.PULL_EVERY_S)
         with pruning.watched(self.study, number, fleet, job, watcher):
             jobs.follow(fleet.first, self.store, job, watcher, jobs.size_at_home(job), pull_every_s, gone)
-        bring_home(fleet, self.store, job)
+        bring_home(fleet, self.store, job, watcher)
         pruning.take_down(self.study, number, job, watcher)
         return self.store.reread(job)
 

@@ -520,7 +520,7 @@ def test_what_is_not_at_home_is_read_once_on_the_machine(
         "outputs/large": False,
         "outputs/small": True,
     }
-    assert everything(results) == everything(machine.folder(1) / "work")
+    assert everything(results) == {**everything(machine.folder(1) / "work"), "outputs/small.mine": b"SMALL\n"}
     there = call("manifest", job=1, patterns=["outputs"], read=[])["files"]  # it knows them by now
     assert {path: (size, sha256) for path, size, sha256, _ in there} == pulled.files
 
@@ -649,6 +649,23 @@ def test_a_pulled_file_is_replaced_whole(machine: Machine, results: Path) -> Non
     with open(results / "outputs/a") as reader:
         Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
         assert reader.read() == "old" and (results / "outputs/a").read_text() == "new\n"
+
+
+def test_what_a_person_has_edited_at_home_is_kept_beside(machine: Machine, results: Path) -> None:
+    machine.ran(1, "cd outputs; echo 1 > notes; echo 1 > steps; head -c 100000 /dev/zero > large")
+    said: list[str] = []
+    outputs, here, there = Outputs(results, say=said.append), results / "outputs", machine.folder(1) / "work/outputs"
+    outputs.pull(machine.wire, 1, ["outputs"], final=True)
+    for number, edit in enumerate(("mine\n", "my own\n"), 2):
+        for name in ("notes", "steps", "large"):
+            (there / name).write_text(f"{number}\n")
+        (here / "notes").write_text(edit)
+        outputs.pull(machine.wire, 1, ["outputs"], final=True)
+    assert everything(here) == {
+        "notes": b"3\n", "steps": b"3\n", "large": b"3\n", "notes.mine": b"mine\n", "notes.mine.2": b"my own\n"
+    }  # fmt: skip
+    beside = [line.split("is ")[-1] for line in said]
+    assert beside == ["notes.mine now", "notes.mine.2 now"] and said[0].startswith("outputs/notes was changed here")
 
 
 def test_files_of_ours_are_not_overwritten_by_outputs_of_the_same_name(machine: Machine, results: Path) -> None:
