@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import math
 import os
 import re
@@ -22,14 +23,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.arrivals import ASIDE, RESUMED, Arrivals, Partial, can_be, cannot_take, not_so_here, safe, sync_all
+from orchestrator.arrivals import (
+    ASIDE,
+    RESUMED,
+    Arrivals,
+    Partial,
+    can_be,
+    cannot_take,
+    is_as_it_came,
+    not_so_here,
+    safe,
+    sync_all,
+)  # fmt: skip
 from orchestrator.arrivals import shown as shown
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete
 from orchestrator.wire import CHUNK, MachineError, Wire, understood
 from orchestrator.worktree import Tree, digest_of, every_file
 
 MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
-OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "usage.jsonl"})  # of a results folder
+CAME = ".orchestrate-came"  # in a results folder while its job runs: what of the machine's files is there
+OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "usage.jsonl", CAME})  # there, too
 SLOW = 50e6  # bytes a second, of a disk that is in no hurry
 FAST = 32e6  # bytes a second; no line with more of them is called slow
 LOOK_S, WORTH_S = 2.0, 4.0  # so long a transfer is looked at; and so long it has to last yet
@@ -293,11 +306,16 @@ def together(one: Pulled, other: Pulled, prefix: str) -> Pulled:
 
 @dataclass
 class Outputs:
-    """The results folder of one job, as pulls fill it. Remembers what it has, so that nothing comes twice."""
+    """The results folder of one job, as pulls fill it. Remembers what it has, so that nothing comes twice.
+
+    So does the folder: a pull while the job runs believes that a file which is as it was there, and as it came here,
+    needn't be read, whoever brought it. At the end all is read.
+    """
 
     folder: Path
     have: dict[str, str] = field(default_factory=dict)  # by path: the digest of what is at home
     inodes: dict[str, str] = field(default_factory=dict)  # by path: the machine's file, when it was last looked at
+    as_it_was: set[str] = field(default_factory=set)  # what came in the last pull as the machine had said that it is
     say: Say = lambda line: None
 
     def pull(self, wire: Wire, job: int, patterns: list[str], final: bool, tell: Tell | None = None) -> Pulled:
@@ -309,11 +327,13 @@ class Outputs:
         its end; what can't be had keeps nothing else away. Raises TransferIncomplete, Refused, Unreachable.
         """
         with locked(self.folder) as folder:
-            there = manifest_of(wire, job, patterns, final)
+            noted = {} if final else self.noted()
+            there = self.known(manifest_of(wire, job, patterns, final), noted)
             if unsure := {path: file.size for path, file in there.files.items() if self.may_hold(path, file)}:
-                there = manifest_of(wire, job, patterns, final, unsure)
+                there = self.known(manifest_of(wire, job, patterns, final, unsure), noted)
             wanted = {path: file for path, file in there.files.items() if not self.holds(path, file)}
             came = brought = 0
+            self.as_it_was = set()
             problems: dict[str, OrchestrateError] = {path: not_so_here(path) for path in there.unnameable}
             try:
                 if wanted:
@@ -324,13 +344,45 @@ class Outputs:
                 raise cannot_take(self.folder, error) from error
             finally:
                 self.inodes = {path: file.inode for path, file in there.files.items()}
+                if not final:
+                    self.note(there, noted, {*there.files} - {*wanted} | self.as_it_was)
             if final and problems:
                 raise unfinished(problems)
+            if final:
+                (self.folder / CAME).unlink(missing_ok=True)
             if refused := [one for one in problems.values() if isinstance(one, Refused)]:
                 raise refused[0]  # what is in the way at home won't go by itself
             files = {path: (file.size, file.digest or self.have.get(path, "")) for path, file in there.files.items()}
             left = len(wanted) - came + len(there.unnameable)
             return Pulled(files, came, brought, there.skipped, left, there.at)
+
+    def noted(self) -> dict[str, list[str]]:
+        """What was noted: by path the mark and the digest of a file of the machine that is here."""
+        try:
+            noted = json.loads((self.folder / CAME).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
+
+    def known(self, there: Manifest, noted: dict[str, list[str]]) -> Manifest:
+        """The same; what was noted, and is as it was on both sides, has its digest."""
+        for path in there.files.keys() & noted.keys():
+            (mark, digest), file = noted[path], there.files[path]
+            with contextlib.suppress(OSError):
+                here = os.lstat(f"{self.folder}/{path}")
+                if mark == file.mark and here.st_size == file.size and is_as_it_came(here, path):
+                    self.have[path] = digest
+                    there.files[path] = replace(file, digest=digest)
+        return there
+
+    def note(self, there: Manifest, noted: dict[str, list[str]], here: set[str]) -> None:
+        """Notes of what is here, and has settled there, which file of the machine's it is."""
+        settled = {path: file for path, file in there.files.items() if path in here and not file.is_fresh(there.at)}
+        known = {path: [file.mark, self.have[path]] for path, file in settled.items() if path in self.have}
+        with contextlib.suppress(OSError):
+            if known != noted:
+                (self.folder / f"{CAME}.aside").write_text(json.dumps(known))
+                (self.folder / f"{CAME}.aside").replace(self.folder / CAME)
 
     def may_hold(self, path: str, file: There) -> bool:
         """Whether the file has to be read there to tell whether home has it."""
@@ -387,6 +439,8 @@ class Outputs:
                         stream.take(wire.get(job, asked), meter)
                     except TooSlow:
                         wire.widen()
+                    finally:
+                        self.as_it_was |= stream.as_it_was
                     begun = {path: size for path, size in begun.items() if path in stream.left} | stream.cut_off()
                     wanted = {path: wanted[path] for path in stream.owed()}
             finally:
@@ -433,6 +487,7 @@ class Incoming:
         self.passed_over = ""  # or the one that is coming in vain
         self.pack: list[tuple[str, int, str, bool]] = []  # the small ones whose content is next
         self.wrong: list[str] = []  # went on where they were cut off, and should not have
+        self.as_it_was: set[str] = set()
 
     def owed(self) -> set[str]:
         """What is to be asked for again."""
@@ -565,6 +620,8 @@ class Incoming:
 
     def may_be_taken(self, path: str, changed: bool, content: memoryview | Partial) -> bool:
         """Whether it is whole, as far as anybody can tell, or goes on where what home has ends."""
+        if not changed:
+            self.as_it_was.add(path)
         half_written = not self.final and (path in self.fresh or (changed and path in self.doubtful))
         return not half_written or self.arrivals.goes_on(path, content)
 

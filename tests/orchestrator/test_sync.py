@@ -616,6 +616,48 @@ def test_one_file_that_cannot_be_had_keeps_no_other_away(
     assert everything(results / "outputs") == {"last": b"what an earlier pull brought", "zother": b"z\n"}
 
 
+def test_while_a_job_runs_no_pull_reads_what_is_as_an_earlier_one_left_it(
+    machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.ran(1, "cd outputs; head -c 100000 /dev/urandom > a; echo mine > b; echo c > c")
+    for name, at in (("a", 1e9), ("b", 1e9), ("c", time.time() + 3600)):
+        os.utime(machine.folder(1) / "work/outputs" / name, (at, at))
+    there, read_here, read_there = machine.folder(1) / "work/outputs", list[str](), list[str]()
+
+    def pulled(final: bool = False) -> tuple[int, set[str], set[str]]:
+        """By a process of its own: how many files came, which were read here, and which there."""
+        wire = machine.agent()
+        call = wire.call
+
+        def noted(op: str, *words: Any, **more: Any) -> Any:
+            read_there.extend(more.get("read", []))
+            return call(op, *words, **more)
+
+        monkeypatch.setattr(wire, "call", noted)
+        for names in (read_here, read_there):
+            names.clear()
+        came = Outputs(results).pull(wire, 1, ["outputs"], final).new_files
+        return came, {name[-1] for name in read_here}, {name[-1] for name in read_there}
+
+    def digest_of(path: str) -> tuple[str, int]:
+        read_here.append(path)
+        return worktree.digest_of(path)
+
+    monkeypatch.setattr(sync, "digest_of", digest_of)
+    assert pulled() == (3, set(), set())
+    assert pulled() == (0, {"c"}, {"c"}), "what was just written may have changed since"
+    before = (there / "a").stat()
+    with (there / "a").open("r+b") as file:
+        file.write(b"changed")
+    os.utime(there / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (results / "outputs/b").write_text("ours\n")
+    came, here, _ = pulled()
+    assert came == 2 and {"a", "b"} <= here
+    assert everything(results / "outputs") == {**everything(there), "b.mine": b"ours\n"}
+    assert pulled(final=True) == (0, {"a", "b", "c"}, {"a", "b", "c"}), "at the end all is"
+    assert not (results / sync.CAME).exists()
+
+
 def test_a_pull_says_how_many_files_came_and_how_many_did_not(machine: Machine, results: Path) -> None:
     machine.ran(1, "echo a > outputs/a; echo b > outputs/b")
     wire: Any = machine.wire
