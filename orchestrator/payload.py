@@ -178,12 +178,12 @@ def submit_again(
 
 def push(fleet: Fleet, trees: Iterable[worktree.Tree], watcher: Watcher) -> None:
     """Sends to each machine what it doesn't have of these trees."""
-    watchers = fleet.watchers(watcher)
+    watchers, trees = fleet.watchers(watcher), list(trees)
 
     def to(node: int, host: Host) -> None:
         with host.agent() as wire:
-            for tree in trees:
-                say_pushed(sync.push(wire, tree, watchers[node].progress), tree, watchers[node].say)
+            for tree, pushed in zip(trees, sync.push_all(wire, trees, watchers[node].progress), strict=True):
+                say_pushed(pushed, tree, watchers[node].say)
 
     fleet.each(to)
 

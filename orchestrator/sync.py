@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,50 +105,66 @@ class Pushed:
 
 
 def push(wire: Wire, tree: Tree, tell: Tell | None = None) -> Pushed:
-    """Makes the tree be on the machine, sending only content that isn't there. Raises MachineError, Unreachable.
+    """Makes a tree be on the machine; see `push_all`."""
+    return push_all(wire, [tree], tell)[0]
 
-    A file that was half sent goes on from there; where what is there turns out wrong, it is sent as a whole.
+
+def push_all(wire: Wire, trees: Sequence[Tree], tell: Tell | None = None) -> list[Pushed]:
+    """Makes the trees be on the machine, in two requests, sending only content that isn't there.
+
+    A file that was half sent goes on from there; where what is there turns out wrong, it is sent as a whole. Raises
+    TransferIncomplete, MachineError, Unreachable.
     """
-    read_s = sum(tree.sizes.values()) / SLOW  # after its start the machine reads what it has
-    answer = wire.call("missing", patience_s=read_s, tree=tree.id, digests=list(tree.sizes))
+    sizes = {digest: size for tree in trees for digest, size in tree.sizes.items()}
+    read_s = sum(sizes.values()) / SLOW  # after its start the machine reads what it has
+    asked = [(tree.id, list(tree.sizes)) for tree in trees]
+    answer = wire.call("missing", patience_s=read_s, trees=asked)
     with understood():
-        if answer["tree"]:
-            return Pushed(tree.id, len(tree.entries), 0, 0)
-        missing = {digest: tree.sizes[digest] for digest in answer["missing"]}
-        sizes = {digest: int(answer["begun"].get(digest, 0)) for digest in missing}
-        begun = {digest: size for digest, size in sizes.items() if 0 < size <= missing[digest]}
-    while missing:
+        lacking = [tree for tree, is_there in zip(trees, answer["trees"], strict=True) if not is_there]
+        missing = {digest: sizes[digest] for digest in answer["missing"]}
+        begun = {digest: int(answer["begun"].get(digest, 0)) for digest in missing}
+        begun = {digest: size for digest, size in begun.items() if 0 < size <= missing[digest]}
+    done = [Pushed(tree.id, len(tree.entries), *of_these(missing, begun, tree)) for tree in trees]
+    while lacking:
         try:
-            send(wire, tree, missing, begun, tell)
+            send(wire, lacking, missing, begun, tell)
             break
         except TooSlow:
             wire.leave_put()
             wire.widen()
-            return replace(push(wire, tree, tell), sent_files=len(missing), sent_bytes=left_of(missing, begun))
+            push_all(wire, lacking, tell)
+            break
         except MachineError as error:
             if error.kind != "damaged" or not begun:
                 raise
             begun = {}
-    wire.call("tree", tree=tree.id, entries=tree.entries)
-    return Pushed(tree.id, len(tree.entries), len(missing), left_of(missing, begun))
+    return done
 
 
-def left_of(sizes: dict[str, int], begun: dict[str, int]) -> int:
-    """How many bytes there are, but for those of what has begun to come."""
-    return sum(sizes.values()) - sum(begun.values())
+def of_these(missing: dict[str, int], begun: dict[str, int], tree: Tree) -> tuple[int, int]:
+    """How many of these files are the tree's, and how many bytes of theirs have to come."""
+    own = {digest: missing[digest] for digest in tree.sizes.keys() & missing.keys()}
+    return len(own), sum(size - begun.get(digest, 0) for digest, size in own.items())
 
 
-def send(wire: Wire, tree: Tree, missing: dict[str, int], begun: dict[str, int], tell: Tell | None) -> None:
-    """Sends this content (sizes by digest) but for what is there. Raises TransferIncomplete, MachineError, TooSlow."""
-    meter = Meter(f"to the machine: {tree.root.name}", left_of(missing, begun), tell)
+def send(wire: Wire, trees: Sequence[Tree], missing: dict[str, int], begun: dict[str, int], tell: Tell | None) -> None:
+    """Sends this content of theirs (sizes by digest) but for what is there, and has the machine make the trees.
+
+    Raises TransferIncomplete, MachineError, TooSlow.
+    """
+    largest = max(trees, key=lambda tree: of_these(missing, begun, tree)[1])
+    origins = {digest: origin for tree in trees for digest, origin in tree.origins.items()}
+    meter = Meter(f"to the machine: {largest.root.name}", sum(missing.values()) - sum(begun.values()), tell)
     meter.hurries = wire.can_widen
     try:
-        wire.put(metered(stream(tree, missing, begun), meter), meter.total)
+        made = [(tree.id, tree.entries) for tree in trees]
+        wire.put(metered(stream(origins, missing, begun), meter), meter.total, made)
     except MachineError as error:
         if error.kind == "damaged" and not begun:
-            if tree.known:
-                tree.known.forget()
-            raise changed(next((path for one, path in tree.origins.items() if one in str(error)), "")) from error
+            for tree in trees:
+                if tree.known:
+                    tree.known.forget()
+            raise changed(next((path for one, path in origins.items() if one in str(error)), "")) from error
         raise
     finally:
         meter.end()
@@ -157,16 +173,16 @@ def send(wire: Wire, tree: Tree, missing: dict[str, int], begun: dict[str, int],
 Sent = tuple[dict[str, Any], Iterable[bytes]]  # a head, and the content that follows it
 
 
-def stream(tree: Tree, missing: dict[str, int], begun: dict[str, int]) -> Iterator[Sent]:
+def stream(origins: dict[str, str], missing: dict[str, int], begun: dict[str, int]) -> Iterator[Sent]:
     """The content as the agent's `put` takes it: small files in packs, large ones from where they were cut off."""
     pack: list[tuple[str, bytes]] = []
     packed_bytes = 0
     for digest, size in missing.items():
         if size > SMALL:
             offset = begun.get(digest, 0)
-            yield {"digest": digest, "offset": offset}, chunks(tree.origins[digest], size, offset)
+            yield {"digest": digest, "offset": offset}, chunks(origins[digest], size, offset)
             continue
-        pack.append((digest, b"".join(chunks(tree.origins[digest], size))))
+        pack.append((digest, b"".join(chunks(origins[digest], size))))
         packed_bytes += size
         if packed_bytes >= CHUNK - SMALL or len(pack) == 500:
             yield packed(pack)

@@ -8,7 +8,7 @@ import json
 import socket
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -203,12 +203,14 @@ class Wire:
                 raise machine_error(head)
             yield "head", head
 
-    def put(self, blobs: Iterable[tuple[dict[str, Any], Iterable[bytes]]], size: int = 0) -> int:
-        """The agent's `put`: heads with what follows each, for which it makes room. Returns how many it took.
+    def put(
+        self, blobs: Iterable[tuple[dict[str, Any], Iterable[bytes]]], size: int = 0, trees: Sequence[Any] = ()
+    ) -> int:
+        """The agent's `put`: heads with what follows each, for which it makes room, and trees of that.
 
-        Raises MachineError.
+        Returns how many blobs it took. Raises MachineError.
         """
-        self._write(frame(b"J", json.dumps({"op": "put", "bytes": size}).encode()))
+        self._write(frame(b"J", json.dumps({"op": "put", "bytes": size, "trees": trees}).encode()))
         batch = bytearray()
         for head, chunks in blobs:
             batch += frame(b"J", json.dumps(head).encode())

@@ -282,7 +282,7 @@ def trees() -> Any:
 
 def op_missing(request: Facts) -> Facts:
     """Which of these trees and blobs aren't here, and how many bytes are of those that have begun to come."""
-    return dict(trees().missing(request["tree"], request["digests"]))
+    return dict(trees().missing(request["trees"]))
 
 
 class Incoming:
@@ -296,7 +296,7 @@ class Incoming:
 
 
 def op_put(request: Facts) -> Facts | None:
-    """Takes blobs, and keeps each whose content has its digest.
+    """Takes blobs, and keeps each whose content has its digest; then makes `trees` [[name, entries]] out of blobs.
 
     J {"digest", "offset"}, D...: one, without the `offset` bytes that are here; of one that is cut off what came stays.
     J {"pack": [[digest, size]...]}, D: many small ones, one after the other.
@@ -316,6 +316,8 @@ def op_put(request: Facts) -> Facts | None:
             else:
                 store.take_large(head["digest"], head.get("offset", 0), frames)
                 taken += 1
+        for tree, entries in request["trees"] if frames.kind == b"E" else ():
+            store.build(tree, entries)
     except (OSError, Problem, store.Damaged) as error:
         refuse(Problem("damaged", str(error)) if isinstance(error, store.Damaged) else error)
         stdout.flush()  # at once, so that the client stops sending
@@ -323,12 +325,6 @@ def op_put(request: Facts) -> Facts | None:
             frames.next()
         return None
     return {"taken": taken}
-
-
-def op_tree(request: Facts) -> Facts:
-    """Makes the tree of this manifest out of blobs."""
-    trees().build(request["tree"], request["entries"])
-    return {}
 
 
 def op_prune(request: Facts) -> Facts:

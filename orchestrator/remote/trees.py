@@ -134,15 +134,15 @@ def long_before_the_end() -> float:
     return max([0.0, *(sign - WRITTEN_S for sign in signs if sign < started)])
 
 
-def missing(tree: str, digests: List[str]) -> Facts:
-    """Which of these trees and blobs aren't here, and how many bytes are of those that have begun to come."""
+def missing(trees: List[Tuple[str, List[str]]]) -> Facts:
+    """Which of these trees are here, which blobs of the others aren't; how many bytes are of what has begun to come."""
     doubt_after_boot()
-    if has_tree(tree):
-        return {"tree": True, "missing": [], "begun": {}}
-    here = set(os.listdir(blobs()))
-    lacking = [digest for digest in digests if digest not in here or not has_blob(digest)]
+    there = {tree: has_tree(tree) for tree, _ in trees}
+    wanted = dict.fromkeys(digest for tree, own in trees if not there[tree] for digest in own)
+    here = set(os.listdir(blobs())) if wanted else set()
+    lacking = [digest for digest in wanted if digest not in here or not has_blob(digest)]
     begun = {digest: os.path.getsize(part(digest)) for digest in lacking if "part." + digest in here}
-    return {"tree": False, "missing": lacking, "begun": begun}
+    return {"trees": [there[tree] for tree, _ in trees], "missing": lacking, "begun": begun}
 
 
 def take_small(pack: List[Tuple[str, int]], data: bytes) -> None:

@@ -168,6 +168,8 @@ class Machine:
     def kill_supervisor(self, number: int, **change: Any) -> None:
         """kill -9, and its last word is made to be long ago, so that nobody waits the five seconds of its start."""
         pid = self.supervisor(number)
+        while not (self.folder(number) / "state.json").exists() and runs(pid):  # it has just begun
+            time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
         while runs(pid) or self.locked(number):  # its first thread is gone before its last, which holds the lock
             time.sleep(0.01)
@@ -181,10 +183,10 @@ class Machine:
         import hashlib
 
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in names.items()}
-        self.wire.put([({"digest": digests[name]}, [data]) for name, data in names.items()])
         entries = [(name, digests[name], (modes or {}).get(name, "file")) for name in names]
         tree = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-        self.wire.call("tree", tree=tree, entries=entries)
+        blobs = [({"digest": digests[name]}, [data]) for name, data in names.items()]
+        self.wire.put(blobs, trees=[(tree, entries)])
         return tree
 
     # ---- the end ----

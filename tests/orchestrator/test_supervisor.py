@@ -540,7 +540,7 @@ def test_content_that_is_damaged_on_its_way_is_not_kept(here: Machine) -> None:
     right = hashlib.sha256(b"right").hexdigest()
     with pytest.raises(MachineError, match="damaged"):
         here.wire.put([({"digest": right}, [b"wrong"]), ({"digest": hashlib.sha256(b"b").hexdigest()}, [b"b"])])
-    assert here.wire.call("missing", tree="x", digests=[right])["missing"] == [right]  # and it still answers
+    assert here.wire.call("missing", trees=[["x", [right]]])["missing"] == [right]  # and it still answers
     assert not [path for path in (here.root / "blobs").rglob("*") if path.is_file()]
 
 

@@ -309,7 +309,7 @@ def test_a_machine_gets_no_content_but_of_the_tree(project: Path) -> None:
     tree = worktree.read_tree(project, ["a"])
     for missing in (["0" * 64], ["../../etc/passwd"], [[]], 7, None, [{}]):
         with pytest.raises(Refused):
-            sync.push(false_wire({"tree": False, "missing": missing}), tree)
+            sync.push(false_wire({"trees": [False], "missing": missing, "begun": {}}), tree)
 
 
 # ---- what the machine keeps --------------------------------------------------------------------------------------
