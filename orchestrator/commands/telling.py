@@ -33,7 +33,11 @@ def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
         from orchestrator.store import Store
 
         watcher.close()
-        print(f"\ninterrupted; {Store().what_is_open(str(interrupt))}", file=sys.stderr)
+        try:
+            left = Store().what_is_open(str(interrupt))
+        except OrchestrateError as error:
+            left = f"{error}: what is open can't be seen, and may be billed"
+        print(f"\ninterrupted; {left}", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(141) from None

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from orchestrator.commands.telling import told
 from tests.conftest import Cli, Done, survivors
 
 
@@ -36,7 +38,7 @@ def test_an_unknown_provider(cli: Cli) -> None:
     check(
         cli,
         cli("up", "--provider", "lokal", code=2),
-        "'lokal'" if False else "lokal",
+        "lokal",
         "did you mean local",
         "--provider",
     )
@@ -287,6 +289,16 @@ def test_no_locale_makes_output_fail(cli: Cli, locale: dict[str, str]) -> None:
     assert done.out.startswith("训练 ")
     cli("status", "--all", env=locale)
     cli("down", env=locale)
+
+
+def test_a_ctrl_c_where_the_record_can_not_be_read_is_130_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "home"))
+    with pytest.raises(typer.Exit) as left, told(False, False):
+        raise KeyboardInterrupt
+    assert left.value.exit_code == 130 and "interrupted; the record in" in capsys.readouterr().err
 
 
 def test_init_writes_a_file_that_works_and_never_overwrites(cli: Cli) -> None:
