@@ -166,12 +166,12 @@ class Log:
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise cannot_take(results, error) from error
-        self.read_to = 0
+        self.read_to = self.came = 0
 
     @property
     def size(self) -> int:
-        """How many bytes are at home."""
-        return end_of(self.descriptor)
+        """How many bytes are at home: zeros at its end are some of them where they came since it was opened."""
+        return end_of(self.descriptor, self.came)
 
     def write(self, data: bytes, offset: int) -> None:
         """Puts the bytes in their place. Raises TransferIncomplete where the disk is full."""
@@ -179,6 +179,7 @@ class Log:
             while data:
                 written = os.pwrite(self.descriptor, data, offset)
                 data, offset = data[written:], offset + written
+                self.came = max(self.came, offset)
         except OSError as error:
             raise TransferIncomplete(
                 f"the log can't be written to {self.path}: {error.strerror}",
@@ -216,15 +217,15 @@ def size_at_home(job: Job) -> int:
     return 0
 
 
-def end_of(log: int) -> int:
-    """The end of what an open log has; zeros behind it have never come: a power cut here may leave them."""
+def end_of(log: int, came: int = 0) -> int:
+    """The end of what an open log has, and so many bytes at least; zeros behind it may be what a power cut has left."""
     end = os.fstat(log).st_size
-    while end:
-        begin = max(end - (1 << 16), 0)
+    while end > came:
+        begin = max(end - (1 << 16), came)
         if piece := os.pread(log, end - begin, begin).rstrip(b"\0"):
             return begin + len(piece)
         end = begin
-    return 0
+    return end
 
 
 def follow(

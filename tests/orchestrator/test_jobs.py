@@ -147,6 +147,16 @@ def test_zeros_that_a_power_cut_left_at_the_end_of_the_log_at_home_come_again(
         jobs.bring_log(machine.wire, store, job)
 
 
+def test_zeros_that_have_come_are_not_looked_through_at_each_piece_of_the_log(tmp_path: Path) -> None:
+    log = jobs.Log(tmp_path)
+    log.write(b"1" + bytes(100_000), 0)
+    assert log.size == 100_001
+    log.close()
+    log = jobs.Log(tmp_path)
+    assert log.size == 1, "a power cut may have left them"
+    log.close()
+
+
 def test_a_stop_waits_without_asking_all_the_time(machine: Machine, store: Store, job: Job) -> None:
     machine.submit(
         1, "trap 'sleep 2; exit 1' TERM; echo '{\"epoch\": NaN}' > $ORCHESTRATE_PROGRESS; echo up; sleep 60 & wait"
