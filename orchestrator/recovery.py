@@ -129,7 +129,7 @@ def begin_again(
             stuck, behind = bring_rest_home(store, session, job, gone, watcher)
             session = anew(store, session, config, gone + stuck, watcher, job, behind)
             store.note(session, f"job {job.number} goes on, on {where(session)}")
-            store.update_job(job, reason="")  # a notice was one of a machine that is no more
+            store.update_job(job, reason="its machine is gone")  # a notice was one of a machine that is no more
             job = store.reread(job)
         try:
             session = prepared(store, session, config, watcher)

@@ -124,6 +124,7 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     monkeypatch.setattr(recovery, "anew", anew)
     monkeypatch.setattr(recovery, "start", start)
     now, again = recovery.begin_again(store, session, Config(), None, job, Told())  # type: ignore[arg-type]
+    assert store.reread(job).reason == "its machine is gone", "who tries again says why it was lost"
     assert replaced == [["a"], ["b"]] and again is job and now.id == session.id
     assert read == [True, True, False], "what was read before a machine was made is sent, and after a failure read anew"
     assert not tries, "what was a matter of moments was tried again without a machine made anew"
