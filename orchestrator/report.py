@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
@@ -149,10 +148,12 @@ class Terminal:
 
 def describe(proposal: Proposal) -> list[str]:
     """The plan: the machine, its price, its end, and what else there would be."""
+    from orchestrator.session import moment  # with SSH, which not all who tell need
+
     offer = proposal.offer
     gpus = f", {offer.gpus} x {offer.gpu}" if offer.gpus else ""
     spot = ", spot" if offer.spot else ""
-    until = datetime.fromtimestamp(time.time() + proposal.lifetime_s).strftime("%Y-%m-%d %H:%M")
+    until = moment(time.time() + proposal.lifetime_s)
     several = proposal.nodes > 1
     each, count = (" each", f"{proposal.nodes} x ") if several else ("", "")
     most = f", at most {proposal.at_most:.2f} {offer.currency}" if proposal.at_most else ""

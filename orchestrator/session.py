@@ -45,9 +45,7 @@ def connect(session: Session, machine: MachineRow | None = None, past_end: bool 
     if time.time() > session.expires_at and not past_end and is_gone(session, machine):
         raise gone(session, [machine])
     key = session.folder / CLIENT_KEY
-    return Host(
-        machine.host, machine.port, machine.user, key, machine.host_key, lambda: is_gone(session, machine)
-    )  # fmt: skip
+    return Host(machine.host, machine.port, machine.user, key, machine.host_key, lambda: is_gone(session, machine))
 
 
 def moment(seconds: float) -> str:

@@ -96,11 +96,6 @@ def parse_size(value: object) -> float:
     return round(float(match[1]) * scale, 6)
 
 
-def format_size(gib: float) -> str:
-    """Text that `parse_size` reads back: 32GB, 0.5GB; exact to a millionth of a GiB."""
-    return f"{_decimal(gib)}GB"
-
-
 def parse_gpus(value: object) -> Gpus:
     """A count (1), a model (A10), both (A10:1), or none. Raises ValueError."""
     if isinstance(value, Gpus):

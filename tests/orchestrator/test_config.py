@@ -421,11 +421,6 @@ def test_a_duration_survives_being_written_and_read(seconds):
     assert q.parse_duration(q.format_duration(seconds)) == seconds
 
 
-@given(st.integers(0, 10**9).map(lambda number: number / 1000))
-def test_a_size_survives_being_written_and_read(gib):
-    assert q.parse_size(q.format_size(gib)) == gib
-
-
 @given(st.builds(q.Gpus, st.integers(1, q.MOST_GPUS), st.sampled_from(["", "A10", "RTX-4090"])))
 def test_gpus_survive_being_written_and_read(gpus):
     assert q.parse_gpus(str(gpus)) == gpus
