@@ -223,6 +223,9 @@ class Host:
 
     def more(self, door: str) -> dict[int, paramiko.Channel]:
         """Channels of connections of their own that lead to the agent at that door, by number: those to be had."""
+        for closed in [lane for lane in self._lanes if not lane.is_active()]:
+            with contextlib.suppress(ValueError):  # another thread was faster
+                self._lanes.remove(closed)
         opening = {
             number: ahead(functools.partial(self._lane, door, number), f"lane {number}")
             for number in range(1, self.streams)
