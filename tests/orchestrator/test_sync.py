@@ -592,6 +592,17 @@ def test_a_checkpoint_at_home_outlives_one_that_is_being_written_over_it(
     (work / "model").write_bytes(b"B" * size)
     os.utime(work / "model", (time.time() - 60, time.time() - 60))  # a minute later
     assert pulled()["model"] == set(b"B")
+    (work / "model").write_bytes(b"C" * size)
+    os.utime(work / "model", (time.time() - 60, time.time() - 60))
+    wire: Any = machine.wire
+    get = wire.get
+
+    def late(job: int, files: Any) -> Any:
+        (work / "model").write_bytes(b"D" * (size // 2))
+        return get(job, files)
+
+    wire.get = late
+    assert pulled()["model"] == set(b"B"), "what is begun while it is read may be half written too"
 
 
 def test_one_file_that_cannot_be_had_keeps_no_other_away(
