@@ -11,9 +11,11 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import socket
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -65,6 +67,7 @@ CREATE VIEW IF NOT EXISTS costs AS
           FROM machines m JOIN sessions s ON s.id = m.session);
 """
 MEND = "it is where sessions are remembered: free some space, mend its permissions, or set ORCHESTRATE_HOME"
+RECORD, MEMORY = "record.db", "/dev/shm"  # noqa: S108  # Linux has it in memory
 KEPT = "kept"  # in a session's folder: what jobs that outlive their machines were begun with
 ENDED = ("succeeded", "failed", "stopped", "lost")
 
@@ -221,6 +224,45 @@ def home() -> Path:
     return platformdirs.user_data_path("orchestrate")
 
 
+def connected(name: Path | str) -> sqlite3.Connection:
+    """To that file, or to memory. Raises sqlite3.Error."""
+    db = sqlite3.connect(name, timeout=30, isolation_level=None, check_same_thread=False)
+    db.row_factory = sqlite3.Row
+    return db
+
+
+def opened(name: Path) -> sqlite3.Connection:
+    """The record in that file, of this version; made where it isn't there. Raises sqlite3.Error."""
+    db = connected(name)
+    db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON; {SCHEMA}")
+    for table, columns in ADDED.items():
+        there = {row["name"] for row in db.execute(f"PRAGMA table_info({table})")}
+        for column in columns.keys() - there:
+            db.execute("DROP VIEW IF EXISTS costs")  # it may not know that column
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
+    db.execute(COSTS)
+    return db
+
+
+def in_memory(db: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy of it. Raises sqlite3.Error."""
+    copy = connected(":memory:")
+    db.backup(copy)
+    return copy
+
+
+def read_elsewhere(name: Path) -> sqlite3.Connection:
+    """A copy of a record beside which SQLite can't make the files that it reads it with. Raises OSError, sqlite3.Error.
+
+    They are made in memory, where this computer has a folder that is there: the disk of all others may be the full one.
+    """
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.path.isdir(MEMORY) else None) as place:
+        shutil.copy(name, place)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy(f"{name}-wal", place)
+        return in_memory(opened(Path(place, name.name)))
+
+
 class Store:
     """The record. Every method is one transaction. Raises OrchestrateError where the file can't be used."""
 
@@ -232,34 +274,32 @@ class Store:
         old_mask = os.umask(0o077)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.db = sqlite3.connect(
-                self.folder / "record.db", timeout=30, isolation_level=None, check_same_thread=False
-            )
-            self.file = self.db  # or a copy of it in memory is used in its place
-            self.db.row_factory = sqlite3.Row
-            self.db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON; {SCHEMA}")
-            for table, columns in ADDED.items():
-                there = {row["name"] for row in self.db.execute(f"PRAGMA table_info({table})")}
-                for column in columns.keys() - there:
-                    self.db.execute("DROP VIEW IF EXISTS costs")  # it may not know that column
-                    self.db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
-            self.db.execute(COSTS)
+            self.file, self.problem = self._opened()
+            self.db = self.file or read_elsewhere(self.folder / RECORD)  # or a copy in memory is used in its place
         except (OSError, sqlite3.Error) as error:
             raise OrchestrateError(f"the record in {self.folder} can't be used: {error}", MEND) from error
         finally:
             os.umask(old_mask)
 
+    def _opened(self) -> tuple[sqlite3.Connection | None, sqlite3.OperationalError | None]:
+        """The file, or why it can only be read: its disk is full, or takes no change. Raises sqlite3.Error."""
+        try:
+            return opened(self.folder / RECORD), None
+        except sqlite3.OperationalError as problem:
+            if "locked" in str(problem) or not (self.folder / RECORD).exists():
+                raise
+            return None, problem
+
     def _write(self, sql: str, *values: Any) -> int:
         with self.one_thread, self._usable("written"):
+            if self.problem is not None and not self.goes_on:
+                raise self.problem
             try:
                 row = self.db.execute(sql, values).lastrowid or 0
             except sqlite3.OperationalError:
                 if not self.goes_on or self.db is not self.file or self.db.in_transaction:
                     raise
-                copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-                copy.row_factory = sqlite3.Row
-                self.db.backup(copy)
-                self.db, self.file = copy, self.db
+                self.db = in_memory(self.db)
                 row = self.db.execute(sql, values).lastrowid or 0
             if self.db is not self.file:
                 self.owed.append((sql, values))
@@ -281,8 +321,11 @@ class Store:
         self._pay()
 
     def _pay(self) -> None:
-        with self.one_thread:
-            self.goes_on, self.db, owed, self.owed = False, self.file, self.owed, []
+        with self.one_thread, self._usable("written"):
+            self.goes_on, owed, self.owed = False, self.owed, []
+            if owed and self.file is None:
+                self.file, self.problem = self._opened()
+            self.db = self.file or self.db
             if owed:
                 with self._transaction():
                     for sql, values in owed:
@@ -592,7 +635,7 @@ class Store:
         path = self.folder / "locks" / f"{name}.lock"
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
-            file = path.open("a+")
+            file = path.open("r" if self.problem and path.exists() else "a+")
         except OSError as error:
             raise OrchestrateError(f"{path} can't be written: {error.strerror}", MEND) from error
         with file:

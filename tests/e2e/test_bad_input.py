@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ import typer
 
 from orchestrator.commands.telling import told
 from tests.conftest import Cli, Done, survivors
+from tests.orchestrator.machines import fill
 
 
 def up(cli: Cli, *more: str) -> None:
@@ -264,6 +267,18 @@ def test_a_launch_ends_its_machine_and_has_its_results_though_its_record_is_full
     assert "can't be written" in launched.err and "free some space" in launched.err
     assert survivors(cli.home) == [] and (cli.folder / "results/project/1/outputs/it").read_text() == "kept\n"
     assert cli("status", "--json").json == []
+
+
+def test_a_machine_is_ended_though_its_record_can_only_be_read(cli: Cli, full_disk: Path) -> None:
+    cli.home = full_disk / "home"
+    up(cli)
+    with contextlib.closing(sqlite3.connect(cli.home / "record.db")) as record:  # who closes it last tidies up
+        assert record.execute("SELECT name FROM sessions").fetchall() == [("s",)]
+    assert not (cli.home / "record.db-shm").exists()
+    fill(full_disk)
+    assert cli("status", "--json").json[0]["name"] == "s"
+    cli("run", "--", "true", code=3)
+    assert "nothing is left" in cli("down").err and survivors(cli.home) == []
 
 
 def test_a_record_that_is_no_database(cli: Cli) -> None:

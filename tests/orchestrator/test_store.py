@@ -479,6 +479,32 @@ def test_who_goes_on_though_the_disk_is_full_pays_when_there_is_room_and_is_told
         store.db.close()
 
 
+@pytest.mark.parametrize("ended", ["close()", "interrupt(); os.kill(os.getpid(), 9)"])
+def test_a_record_that_can_only_be_read_is_and_what_is_owed_is_paid_once_there_is_room(
+    tmp_path: Path, ended: str
+) -> None:
+    """SQLite can't even make the files there that it reads it with; its last writer may have been killed."""
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        writer = python(disk / "home", f"import os; store.open_session('s', 'local', 9e9); store.db.{ended}")
+        writer.communicate(timeout=60)
+        for name in disk.glob("home/*-shm"):
+            name.unlink()
+        fill(disk)
+        store = Store(disk / "home")
+        session = store.pick("s")
+        with pytest.raises(OrchestrateError, match="can't be written"):
+            store.note(session, "nowhere")
+        with pytest.raises(OrchestrateError, match="can't be written"), store.lock("s"), store.going_on():
+            store.set_state(session, "closing")
+            assert store.pick("s").state == "closing"
+        assert Store(disk / "home").pick("s").state == "creating"
+        with store.going_on():
+            store.set_state(session, "closed")
+            (disk / "filler").unlink()
+        assert Store(disk / "home").find("s") is None and store.find("s") is None
+        store.db.close()
+
+
 def test_waiting_for_another_writer_ends(store: Store) -> None:
     session = opened(store)
     other = sqlite3.connect(store.folder / "record.db", isolation_level=None)
