@@ -34,9 +34,9 @@ from orchestrator.arrivals import (
     not_so_here,
     safe,
     sync_all,
-)  # fmt: skip
+)
 from orchestrator.arrivals import shown as shown
-from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete
+from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable
 from orchestrator.wire import CHUNK, MachineError, Wire, understood
 from orchestrator.worktree import Tree, digest_of, every_file
 
@@ -129,9 +129,12 @@ def push_all(wire: Wire, trees: Sequence[Tree], tell: Tell | None = None) -> lis
         try:
             send(wire, lacking, missing, begun, tell)
             break
-        except TooSlow:
-            wire.leave_put()
-            wire.widen()
+        except (TooSlow, Unreachable) as error:
+            if isinstance(error, TooSlow):
+                wire.leave_put()
+                wire.widen()
+            else:
+                wire.narrow(error)
             push_all(wire, lacking, tell)
             break
         except MachineError as error:
@@ -455,6 +458,8 @@ class Outputs:
                         stream.take(wire.get(job, asked), meter)
                     except TooSlow:
                         wire.widen()
+                    except Unreachable as error:
+                        wire.narrow(error)
                     finally:
                         self.as_it_was |= stream.as_it_was
                     begun = {path: size for path, size in begun.items() if path in stream.left} | stream.cut_off()

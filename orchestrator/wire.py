@@ -157,6 +157,17 @@ class Wire:
         if lanes:
             self.channel = Lanes([first, *lanes.values()])
 
+    def narrow(self, error: Unreachable) -> None:
+        """Begins anew over one connection where one of several broke; who comes after has but one too.
+
+        Raises the error where there was one only; Unreachable.
+        """
+        if self.ways is None or not isinstance(self.channel, Lanes):
+            raise error
+        self.ways.streams = 1
+        self.close()
+        self._begin(self.ways.begin_agent())
+
     def close(self) -> None:
         """Ends the agent, which ends with its stdin."""
         with contextlib.suppress(OSError, EOFError):
