@@ -18,6 +18,7 @@ import re
 import shutil
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ SLOW = 50e6  # bytes a second, of a disk that is in no hurry
 FAST = 32e6  # bytes a second; no line with more of them is called slow
 LOOK_S, WORTH_S = 2.0, 4.0  # so long a transfer is looked at; and so long it has to last yet
 FRESH_S = 2.0  # what was written to since may be half written
+HELD, STEADY = 3, 10  # times that a small file may be half written until it's waited for; so many in one pull
 AGAIN = "`orchestrate pull` tries again; what still writes there has to end before"
 SMALL = 1 << 16  # bytes: files up to this size travel many to a frame
 Say = Callable[[str], None]
@@ -335,6 +337,7 @@ class Outputs:
     have: dict[str, str] = field(default_factory=dict)  # by path: the digest of what is at home
     inodes: dict[str, str] = field(default_factory=dict)  # by path: the machine's file, when it was last looked at
     as_it_was: set[str] = field(default_factory=set)  # what came in the last pull as the machine had said that it is
+    held: Counter[str] = field(default_factory=Counter)  # by path: how often it may have been half written
     say: Say = lambda line: None
 
     def pull(self, wire: Wire, job: int, patterns: list[str], final: bool, tell: Tell | None = None) -> Pulled:
@@ -442,7 +445,8 @@ class Outputs:
         wrong, it comes as a whole.
         """
         doubtful = {path for path, file in wanted.items() if self.inodes.get(path, file.inode) == file.inode}
-        fresh = {path for path in doubtful if wanted[path].is_fresh(at)}
+        steady = [path for path in doubtful if self.held[path] >= HELD and wanted[path].size <= SMALL][:STEADY]
+        fresh = {path for path in doubtful if wanted[path].is_fresh(at)}.difference(steady)
         with Arrivals(self.folder, self.say) as arrivals:
             begun = arrivals.begun({path: file.mark for path, file in wanted.items()})
             begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path].size}
@@ -451,11 +455,11 @@ class Outputs:
             meter = Meter(f"from the machine: {self.folder.name}", needed, tell)
             try:
                 while wanted:
-                    stream = Incoming(arrivals, wanted, begun, final, doubtful, fresh)
+                    stream = Incoming(arrivals, wanted, begun, final, doubtful, fresh, self.held)
                     meter.hurries = wire.can_widen
                     asked = [(path, begun.get(path, 0), file.digest, file.mark) for path, file in wanted.items()]
                     try:
-                        stream.take(wire.get(job, asked), meter)
+                        stream.take(wire.get(job, asked, steady), meter)
                     except TooSlow:
                         wire.widen()
                     except Unreachable as error:
@@ -500,9 +504,11 @@ class Incoming:
         final: bool,
         doubtful: set[str],
         fresh: set[str],
+        held: Counter[str],
     ) -> None:
         self.arrivals, self.wanted, self.begun, self.final = arrivals, wanted, begun, final
         self.doubtful, self.fresh = doubtful, fresh  # may be half written: if they change; as they are
+        self.held = held
         self.left = set(wanted)
         self.partial: Partial | None = None  # the large file that is coming
         self.passed_over = ""  # or the one that is coming in vain
@@ -644,7 +650,10 @@ class Incoming:
         if not changed:
             self.as_it_was.add(path)
         half_written = not self.final and (path in self.fresh or (changed and path in self.doubtful))
-        return not half_written or self.arrivals.goes_on(path, content)
+        may_be = not half_written or self.arrivals.goes_on(path, content)
+        if not may_be:
+            self.held[path] += 1
+        return may_be
 
     @contextlib.contextmanager
     def not_had_where_refused(self, path: str) -> Iterator[None]:

@@ -202,9 +202,11 @@ class Wire:
                 raise Refused("the machine sent more of the log than it was asked for")
         return answer, bytes(data)
 
-    def get(self, job: int, files: list[tuple[str, int, str, str]]) -> Iterator[tuple[Literal["head", "data"], Any]]:
+    def get(
+        self, job: int, files: list[tuple[str, int, str, str]], steady: Iterable[str] = ()
+    ) -> Iterator[tuple[Literal["head", "data"], Any]]:
         """The agent's `get`: heads are dicts (a file's beginning, or its digest), data are bytes."""
-        self.call("get", job=job, files=files, squeeze=not self.near)
+        self.call("get", job=job, files=files, squeeze=not self.near, steady=[*steady])
         for kind, body in self._stream():
             if kind != b"J":
                 yield "data", body

@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # see `start.py`
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Tuple
 
+TRIES, QUIET_S = 10, 0.05  # of one that is rewritten all the time: so long nobody may have written to it
 # (device, inode, size, mtime_ns, ctime_ns) -> sha256: what was hashed once isn't read again.
 digests: Dict[Tuple[int, ...], str] = {}
 
@@ -81,6 +82,20 @@ def hash_file(name: str, size: int) -> str:
                 return got.hexdigest()
     finally:
         os.close(file)
+
+
+def read_steady(file: int, most: int) -> Tuple[bytes, bool]:
+    """What an open file has that is rewritten all the time; and whether somebody did so each time that it was read."""
+    data = b""
+    for _ in range(TRIES):
+        before = mark(os.fstat(file))
+        time.sleep(QUIET_S)
+        os.lseek(file, 0, os.SEEK_SET)
+        data = os.read(file, most)
+        info = os.fstat(file)
+        if mark(info) == before and info.st_size == len(data):
+            return data, False
+    return data, True
 
 
 # ---- which ---------------------------------------------------------------------------------------------------------

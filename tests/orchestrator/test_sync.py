@@ -605,6 +605,34 @@ def test_a_checkpoint_at_home_outlives_one_that_is_being_written_over_it(
     assert pulled()["model"] == set(b"B"), "what is begun while it is read may be half written too"
 
 
+def test_a_small_file_that_is_rewritten_all_the_time_comes_whole(machine: Machine, results: Path) -> None:
+    machine.ran(1, "echo 0,0 > outputs/now")
+    there, here, over = machine.folder(1) / "work/outputs/now", results / "outputs/now", threading.Event()
+
+    def rewrites() -> None:
+        for number in range(1, 10**6):
+            with there.open("w") as file:
+                file.write(f"{number},")
+                file.flush()
+                over.wait(0.005)
+                file.write(f"{number}\n")
+            if over.wait(0.1):
+                return
+
+    writer = threading.Thread(target=rewrites)
+    writer.start()
+    try:
+        outputs, came, deadline = Outputs(results), list[str](), time.monotonic() + 20
+        while len(set(came)) < 4 and time.monotonic() < deadline:
+            outputs.pull(machine.wire, 1, ["outputs"], final=False)
+            came += [here.read_text()] if here.exists() else []
+    finally:
+        over.set()
+        writer.join()
+    whole = [one == other for one, _, other in (line.strip().partition(",") for line in came)]
+    assert len(set(came)) == 4 and not whole[whole.index(True) :].count(False)  # the first may be half
+
+
 def test_one_file_that_cannot_be_had_keeps_no_other_away(
     machine: Machine, results: Path, eventually: Callable[..., Any]
 ) -> None:
