@@ -115,19 +115,19 @@ class Arrivals:
     def place(self, path: str) -> tuple[int, str]:
         """The open folder of a path, and its last part. It is open until the next is asked for."""
         *folders, name = path.split("/")
-        if len(self.folders) >= OPEN:
-            while self.folders:
-                os.close(self.folders.popitem()[1])
-            self.made.clear()
         return self.inner(tuple(folders), path), name
 
     def inner(self, parts: tuple[str, ...], path: str) -> int:
         """The folder below the results folder, made where it isn't there."""
-        above = self.root
-        for depth in range(1, len(parts) + 1):
-            if parts[:depth] not in self.folders:
-                self.folders[parts[:depth]] = self.step(above, parts[depth - 1], path)
-            above = self.folders[parts[:depth]]
+        known = next((depth for depth in range(len(parts), 0, -1) if parts[:depth] in self.folders), 0)
+        above = self.folders[parts[:known]] if known else self.root
+        for depth in range(known + 1, len(parts) + 1):
+            above = self.step(above, parts[depth - 1], path)
+            if len(self.folders) >= OPEN:
+                while self.folders:
+                    os.close(self.folders.popitem()[1])
+                self.made.clear()
+            self.folders[parts[:depth]] = above
         return above
 
     def goes_on(self, path: str, content: memoryview | Partial) -> bool:

@@ -155,10 +155,10 @@ def walk(top: str, skipped: list[str]) -> Iterator[str]:
         try:
             with os.scandir(name) as entries:
                 inner = list(entries)
-        except PermissionError:
-            skipped.append(name)
+        except (FileNotFoundError, NotADirectoryError):  # renamed or removed meanwhile
             continue
         except OSError:
+            skipped.append(name)
             continue
         for entry in inner:
             if entry.is_file(follow_symlinks=False):

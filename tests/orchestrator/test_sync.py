@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator import arrivals, sync, worktree
-from orchestrator.arrivals import ASIDE, can_be
+from orchestrator.arrivals import ASIDE, Arrivals, can_be
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable, UsageError
 from orchestrator.sync import Outputs
 from orchestrator.wire import MAX_FRAME, frame
@@ -643,9 +643,9 @@ def test_one_file_that_cannot_be_had_keeps_no_other_away(
     wire: Any = machine.wire
     get = wire.get
 
-    def late(job: int, files: Any) -> Any:
+    def late(job: int, files: Any, steady: Any) -> Any:
         (work / "growing").write_text("more and more")
-        return get(job, files)
+        return get(job, files, steady)
 
     wire.get = late
     with pytest.raises(Refused) as refused:
@@ -702,11 +702,11 @@ def test_a_pull_says_how_many_files_came_and_how_many_did_not(machine: Machine, 
     wire: Any = machine.wire
     get, work = wire.get, machine.folder(1) / "work/outputs"
 
-    def late(job: int, files: Any) -> Any:
+    def late(job: int, files: Any, steady: Any) -> Any:
         (work / "a").rename(work / "c")
         os.unlink(work / "b")
         os.mkfifo(work / "b")
-        return get(job, files)
+        return get(job, files, steady)
 
     wire.get = late
     pulled = Outputs(results).pull(wire, 1, ["outputs"], final=False)
@@ -721,6 +721,40 @@ def test_folders_may_lie_as_deep_as_a_path_can_be_long(machine: Machine, results
         assert (results / "outputs" / deep / "a").read_text() == "a\n"
     finally:  # Python can't
         subprocess.run(["rm", "-rf", results / "outputs", machine.folder(1) / "work"], check=True)
+
+
+def test_folders_may_lie_deeper_than_files_may_be_open(
+    machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "OPEN", 20)
+    deep, before = "/".join(["d"] * 300), len(os.listdir("/dev/fd"))
+    make = f"mkdir -p {deep}/e; for f in a b e/c; do echo $f > {deep}/$f; done; echo last > z"
+    machine.ran(1, f"cd outputs; {make}")
+    most, step = 0, Arrivals.step
+
+    def counted(*words: Any) -> int:
+        nonlocal most
+        most = max(most, len(os.listdir("/dev/fd")))
+        return step(*words)
+
+    monkeypatch.setattr(Arrivals, "step", counted)
+    try:
+        assert Outputs(results).pull(machine.wire, 1, ["outputs"], final=True).new_files == 4
+        assert everything(results) == everything(machine.folder(1) / "work")
+        assert most < before + 40
+    finally:  # Python can't
+        subprocess.run(["rm", "-rf", results / "outputs", machine.folder(1) / "work"], check=True)
+
+
+def test_what_lies_too_deep_to_be_read_is_named(machine: Machine, results: Path) -> None:
+    name = "x" * 200
+    try:
+        machine.ran(1, f"cd outputs; echo a > a; for n in $(seq 25); do mkdir {name}; cd {name}; done; echo b > b")
+        pulled = Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
+        assert set(pulled.files) == {"outputs/a"}
+        assert len(pulled.skipped) == 1 and pulled.skipped[0].startswith(f"outputs/{name}/{name}")
+    finally:
+        subprocess.run(["rm", "-rf", machine.folder(1) / "work"], check=True)
 
 
 def test_a_pulled_file_is_replaced_whole(machine: Machine, results: Path) -> None:
