@@ -597,9 +597,9 @@ def test_a_checkpoint_at_home_outlives_one_that_is_being_written_over_it(
     wire: Any = machine.wire
     get = wire.get
 
-    def late(job: int, files: Any) -> Any:
+    def late(job: int, files: Any, *steady: Any) -> Any:
         (work / "model").write_bytes(b"D" * (size // 2))
-        return get(job, files)
+        return get(job, files, *steady)
 
     wire.get = late
     assert pulled()["model"] == set(b"B"), "what is begun while it is read may be half written too"
