@@ -259,7 +259,7 @@ def install_steps(facts: Facts, key: str, wanted: list[str], mirrors: Mirrors, w
         if "torch" in {name_of(line) for line in wanted}:
             say(host.run([python, "-c", LOOK], timeout_s=300))
         version = host.run([python, "-c", "import platform; print(platform.python_version())"])
-        wire.call("ready", key=key, version=version.strip())
+        wire.call("ready", patience_s=900, key=key, version=version.strip())
 
     gpu = facts.gpus[0]["name"] if facts.gpus else "no GPU"
     return [

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.arrivals import shown
+from orchestrator.arrivals import shown, sync_all
 from orchestrator.errors import UsageError
 from orchestrator.session import write_secret
 from orchestrator.store import KEPT, Job, Session
@@ -98,33 +98,43 @@ def write(place: Path, content: Path, config: Config, argv: list[str] | None, tr
     for path in (place, content):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     sources = [tree for role, tree in trees.items() if not role.startswith(INPUT)]
-    room = MOST_BYTES
+    room, copies = MOST_BYTES, list[Path]()
     for size, digest, origin in sorted(
         (tree.sizes[one], one, tree.origins[one]) for tree in sources for one in tree.sizes
     ):
         room -= size
-        if room >= 0:
-            keep(origin, content / digest, digest, size)
+        if room >= 0 and not (content / digest).exists():
+            copies += copy(origin, content / f".{digest}", digest, size)
+    if copies:
+        settle(content)  # what has its digest's name is believed
+        for aside in copies:
+            aside.replace(content / aside.name[1:])
+        settle(content)
     named = {
         role: {"root": str(tree.root), "entries": tree.entries, "sizes": tree.sizes} for role, tree in trees.items()
     }
     text = json.dumps({"config": as_json(config), "argv": argv, "trees": named})
-    write_secret(place / f".{JOB}", text)
-    (place / f".{JOB}").replace(place / JOB)
+    write_secret(place / JOB, text)
 
 
-def keep(origin: str, target: Path, digest: str, size: int) -> None:
-    """A copy of that content, the file's first `size` bytes; none where it can't be had, or is another by now."""
-    if target.exists():
-        return
-    aside = target.with_name(f".{digest}")
+def copy(origin: str, aside: Path, digest: str, size: int) -> list[Path]:
+    """That content, the file's first `size` bytes; none where it can't be had, or is another by now."""
     with contextlib.suppress(OSError):
         shutil.copyfile(origin, aside)
         os.truncate(aside, size)
         if digest_of(str(aside))[0] == digest:
-            aside.replace(target)
-            return
+            return [aside]
     aside.unlink(missing_ok=True)
+    return []
+
+
+def settle(folder: Path) -> None:
+    """What has been written there is on the disk. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        sync_all(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def of(session: Session, job: Job) -> Snapshot | None:

@@ -233,6 +233,7 @@ def op_ready(request: Facts) -> Facts:
         "packages": packages(site),
         "torch_cuda": torch_cuda(site),
     }
+    supervisor.settle(folder)  # else a power cut may take what the mark says is there
     supervisor.write_json(os.path.join(folder, "ready.json"), facts)
     return facts
 
@@ -258,6 +259,8 @@ def op_fetch_uv(request: Facts) -> Facts:
                 binary = next(name for name in archive.namelist() if name.endswith("/scripts/uv"))
                 with open(target + ".aside", "wb") as file:
                     file.write(archive.read(binary))
+                    file.flush()
+                    os.fsync(file.fileno())
             os.chmod(target + ".aside", 0o755)
             os.replace(target + ".aside", target)
             return {"path": target, "index": index}

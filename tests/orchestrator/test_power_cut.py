@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import arrivals, jobs, sync, worktree
+from orchestrator import arrivals, config, jobs, snapshot, sync, worktree
+from orchestrator.session import keys
 from orchestrator.store import Store
 from orchestrator.sync import Outputs
 from tests import system
@@ -208,6 +209,50 @@ def test_a_job_that_the_record_calls_home_is_on_the_disk_with_all_that_is_said_o
         assert run["command"] == "c" and run["status"]["state"] == "succeeded" and list(manifest) == ["outputs/model"]
     finally:
         machine.end()
+
+
+def test_an_environment_that_is_called_ready_is_on_the_disk(disk: Disk) -> None:
+    machine = Machine(disk.folder)
+    try:
+        machine.wire.call("jobs")
+        folder = machine.root / "envs/key"
+        for name in ("bin/python", "lib/python3.11/site-packages/torch/version.py", "lib/python3.11/x"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(os.urandom(4500).hex())
+        there = everything(folder)
+        assert machine.wire.call("ready", key="key", version="3.11")["path"] == str(folder / "bin/python")
+    finally:
+        machine.end()
+    disk.cut(WITH_JOURNAL)
+    ready = everything(folder)
+    assert json.loads(ready.pop("ready.json"))["version"] == "3.11" and ready == there
+
+
+def test_what_a_job_began_with_and_its_sessions_keys_are_on_the_disk(disk: Disk, tmp_path: Path) -> None:
+    project, store = tmp_path / "project", Store(disk.folder / "home")
+    project.mkdir()
+    session = store.open_session("s", "local", 2e9)
+    job = store.add_job(session, "r", "c", [], tmp_path / "results")
+    for number in range(12):
+        (project / f"small{number}").write_bytes(os.urandom(9000 + number))
+    disk.settle()
+    made = keys(session.folder)
+    tree = worktree.read_tree(project, worktree.every_file(project))
+    snapshot.take(
+        session,
+        job,
+        config.from_json({"file": "", "folder": str(project), "fields": {}}),
+        ["c"],
+        {snapshot.WORK: tree},
+        pytest.fail,
+    )
+    store.db.close()
+    disk.cut(AT_ONCE)
+    assert keys(session.folder) == made
+    begun = snapshot.of(session, job)
+    assert begun and everything(begun.content) == {
+        digest: Path(tree.origins[digest]).read_bytes() for digest in tree.sizes
+    }
 
 
 def test_a_job_that_needs_what_a_power_cut_has_torn_is_not_begun_again_until_that_was_sent_once_more(
