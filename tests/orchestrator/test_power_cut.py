@@ -279,6 +279,7 @@ def test_a_job_that_needs_what_a_power_cut_has_torn_is_not_begun_again_until_tha
             sync.push(machine.wire, trees[name])
         machine.submit(2, summed, recover=True, **needs)
         machine.wait(2, "queued", within_s=60)
+        disk.eventually((machine.folder(2) / "state.json").exists)  # its supervisor has begun
         write_back(machine.root / "blobs", (digest for name in ("work", "input") for digest in trees[name].sizes))
     finally:
         machine.end()
