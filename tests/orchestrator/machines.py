@@ -167,6 +167,8 @@ class Machine:
 
     def kill_supervisor(self, number: int, **change: Any) -> None:
         """kill -9, and its last word is made to be long ago, so that nobody waits the five seconds of its start."""
+        while not (self.folder(number) / "state.json").exists():  # it has just begun
+            time.sleep(0.01)
         pid = self.supervisor(number)
         while not (self.folder(number) / "state.json").exists() and runs(pid):  # it has just begun
             time.sleep(0.01)

@@ -238,6 +238,15 @@ def test_a_job_that_cannot_be_started_keeps_none_behind_it_from_it(
 # ---- who looks before the job has begun again -----------------------------------------------------------------------
 
 
+def test_nobody_waits_for_hours_for_a_machine_whose_clock_was_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "told", lambda: "systemd")
+    for hours, soon in ((0, True), (-1, False), (1, False)):
+        last = {"boot_id": supervisor.boot_id(), "ended_at": time.time() + hours * 3600}
+        assert supervisor.begins_soon(last) is soon
+
+
 class Watching:
     """It follows a job, and remembers what is said."""
 
