@@ -134,9 +134,6 @@ def give_up(folder: str) -> None:
             end = {"state": "stopped", "code": last.get("code"), "reason": "stopped before it began again"}
             times = {"started_at": last.get("started_at"), "ended_at": time.time(), "boot_id": supervisor.boot_id()}
             supervisor.write_exit(folder, {**end, **times})
-            for name in ("env.json", "bucket.json"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, name))
 
 
 def begin_again(folder: str, spec: Facts) -> None:
