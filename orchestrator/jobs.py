@@ -258,6 +258,7 @@ def follow(
 
 def _follow(host: Host, store: Record, job: Job, watcher: Watcher, log: Log, gone: Callable[[], bool]) -> None:
     offset, state, progress = log.read_to, job.state, None
+    waits = False
     wire: Wire | None = None
     lost_at: float | None = None
     ask_at = 0.0
@@ -289,8 +290,10 @@ def _follow(host: Host, store: Record, job: Job, watcher: Watcher, log: Log, gon
         if answer["status"]["state"] != state:
             state = answer["status"]["state"]
             record(store, job, answer["status"])
-            if state == "queued":
-                watcher.say(f"job {job.number}: {answer['status']['reason'] or 'it waits for the jobs before it'}")
+            waits = False
+        if state == "queued" and not waits:
+            waits = True
+            watcher.say(f"job {job.number}: {answer['status']['reason'] or 'it waits for the jobs before it'}")
         if state in ENDED and offset >= answer["size"]:
             host.park(wire)
             return

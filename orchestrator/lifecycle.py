@@ -296,7 +296,7 @@ def finish(
     if not job.ended:
         watcher.say("the machine was rebooted, and has begun the job again by itself")
         return finish(fleet, store, session, job, watcher, None, only)
-    watcher.say(f"results: {len(pulled.files)} files in {job.where}")
+    watcher.say(f"results: {len(pulled.files)} file{'s' * (len(pulled.files) != 1)} in {job.where}")
     if pulled.skipped:
         watcher.say(f"not taken (links, not readable, or ours): {', '.join(map(sync.shown, pulled.skipped[:5]))}")
     return job

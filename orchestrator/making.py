@@ -45,7 +45,8 @@ def create(
         spec = machine_spec(session.name, config, offer, session.folder, session.expires_at)
         spec = replace(spec, client_public_key=client, host_public_key=host, host_private_key=host_private)
         how_many = f"{spec.nodes} machines" if spec.nodes > 1 else "the machine"
-        watcher.say(f"making {how_many}: {offer.instance_type} in {cloud.title}")
+        where = f"{offer.instance_type} in {cloud.title}" if offer.instance_type != cloud.title else cloud.title
+        watcher.say(f"making {how_many}: {where}")
         created_at = time.time()
         try:
             with mapped():

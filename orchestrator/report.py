@@ -157,16 +157,18 @@ def describe(proposal: Proposal) -> list[str]:
     several = proposal.nodes > 1
     each, count = (" each", f"{proposal.nodes} x ") if several else ("", "")
     most = f", at most {proposal.at_most:.2f} {offer.currency}" if proposal.at_most else ""
+    local = offer.instance_type == proposal.title
+    kind = offer.instance_type if local else f"{proposal.title}, {place(offer)}: {offer.instance_type}"
     lines = [
         f"session   {proposal.session}",
-        f"{'machines' if several else 'machine '}  {count}{proposal.title}, {place(offer)}: {offer.instance_type}{gpus}"
+        f"{'machines' if several else 'machine '}  {count}{kind}{gpus}"
         f", {offer.cpus} CPUs, {offer.memory_gib:g} GiB{spot}",
         f"price     {offer.price}{each}{most}",
         f"ends      {until} at the latest, by itself",
     ]
     if offer.price_source:
         stock = {True: "; in stock", False: "; sold out", None: ""}[offer.in_stock]
-        lines.insert(3, f"said by   {offer.price_source}, {offer.price_date}{stock}")
+        lines.insert(3, f"said by   {', '.join(filter(None, (offer.price_source, offer.price_date)))}{stock}")
     lines += [f"or else   {o.provider} {place(o)}: {o.instance_type}, {o.price}" for o in proposal.offers[1:]]
     lines += [f"note      {caveat}" for caveat in proposal.caveats]
     return lines

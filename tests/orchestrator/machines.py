@@ -170,8 +170,6 @@ class Machine:
         while not (self.folder(number) / "state.json").exists():  # it has just begun
             time.sleep(0.01)
         pid = self.supervisor(number)
-        while not (self.folder(number) / "state.json").exists() and runs(pid):  # it has just begun
-            time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
         while runs(pid) or self.locked(number):  # its first thread is gone before its last, which holds the lock
             time.sleep(0.01)

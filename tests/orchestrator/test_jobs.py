@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +89,16 @@ def test_a_log_comes_home_at_its_offsets_however_often_it_is_asked_for(store: St
     assert (job.results / "log.txt").read_bytes() == b"one\ntwo\n"
     channel: Any = wire.channel
     assert [request["offset"] for request in channel.requests] == [0, 4, 8]
+
+
+def test_who_waits_for_the_jobs_before_is_told_so_once(store: Store, job: Job) -> None:
+    store.update_job(job, state="queued")
+    answers = [news({"state": state, "at": 1.0}) for state in ("queued", "queued", "running")] + [news(ENDED)]
+    host: Any = SimpleNamespace(agent=lambda timeout_s: false_wire(*answers), park=lambda wire: None)
+    said: list[str] = []
+    watcher: Any = SimpleNamespace(say=said.append, log=None, progress=None)
+    assert jobs.follow(host, store, store.reread(job), watcher, 0, 3600).state == "succeeded"
+    assert said == ["job 1: it waits for the jobs before it"]
 
 
 @pytest.mark.parametrize("progress", [[1], 7, "x", True])

@@ -225,9 +225,10 @@ def test_a_plan_says_what_it_costs_and_when_it_ends() -> None:
 
 
 def test_what_is_free_is_called_free_and_spot_is_called_spot() -> None:
-    free = Offer("local", "local", "local", "this computer", 2, 4, price_per_hour=0.0, spot=True)
+    free = Offer("local", "local", "local", "this computer", 2, 4, price_per_hour=0.0, spot=True, price_source="it is")
     shown = describe(Proposal("s", "this computer", [free], 60, []))
-    assert "price     free" in shown and shown[1].endswith("4 GiB, spot")
+    assert shown[1] == "machine   this computer, 2 CPUs, 4 GiB, spot"
+    assert shown[2:4] == ["price     free", "said by   it is"]
 
 
 def test_money_is_not_spent_where_nobody_can_say_yes(monkeypatch: pytest.MonkeyPatch) -> None:
