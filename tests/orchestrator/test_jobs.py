@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import jobs, usage
+from orchestrator import bucket, jobs, sync, usage
 from orchestrator.errors import Refused, TransferIncomplete
 from orchestrator.store import Job, Store
 from orchestrator.wire import frame
@@ -166,6 +167,24 @@ def test_zeros_that_have_come_are_not_looked_through_at_each_piece_of_the_log(tm
     log = jobs.Log(tmp_path)
     assert log.size == 1, "a power cut may have left them"
     log.close()
+
+
+def test_what_is_home_is_said_to_be_of_a_moment_only_where_all_of_that_moment_came(
+    job: Job, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+) -> None:
+    """Else what a bucket has may be newer, and would not be taken."""
+    pulls = [sync.Pulled({}, 1, 1, [], left, at) for left, at in ((1, 5.0), (0, 6.0), (1, 7.0))]
+    said: list[Any] = []
+
+    def pull(*_: Any, **__: Any) -> sync.Pulled:
+        said.append(bucket.run_json(job.results).get("home"))
+        return pulls[min(len(said), len(pulls)) - 1]
+
+    monkeypatch.setattr(sync.Outputs, "pull", pull)
+    host: Any = SimpleNamespace(agent=lambda: "agent", park=lambda wire: None)
+    with jobs.pulling(host, job, 0.01, pytest.fail):
+        eventually(lambda: len(said) > 3)
+    assert said[:4] == [None, None, {"at": 6.0}, {"at": 6.0}]
 
 
 def test_a_stop_waits_without_asking_all_the_time(machine: Machine, store: Store, job: Job) -> None:
