@@ -102,6 +102,8 @@ class Search:
             f"search: {self.study.total} trials ({self.wish.sampler}) of {names}, for the {which} {self.wish.metric}, "
             f"{len(self.slots)} at once{before}"
         )
+        if 0 < (points := self.study.points()) < self.study.total:
+            self.watcher.say(f"there are only {points} different trials; `--sampler grid` runs each once")
 
     def begin(self, pool: ThreadPoolExecutor, slot: Slot) -> None:
         """Has the next trial run there."""

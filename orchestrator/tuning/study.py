@@ -97,6 +97,10 @@ class Study:
         size = math.prod(len(one.grid()) for one in self.parameters)
         return min(self.wish.trials or size, size)
 
+    def points(self) -> int:
+        """How many different trials there can be, where each parameter has a list of values; else 0."""
+        return math.prod(len(one.values) for one in self.parameters)
+
     def sampler(self) -> Any:
         """Optuna's, of that name."""
         samplers = self.optuna.samplers

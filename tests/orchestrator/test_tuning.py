@@ -270,6 +270,23 @@ def test_values_are_within_what_was_asked_for_and_the_best_is_known(file: Path, 
     assert made.study.best_trial.number == 1  # as Optuna has it
 
 
+@pytest.mark.parametrize(
+    ("params", "sampler", "said"),
+    [
+        ({"a": "1,2", "b": "x,y,z"}, "tpe", ["there are only 6 different trials; `--sampler grid` runs each once"]),
+        ({"a": "1,2", "b": "x,y,z"}, "grid", []), ({"a": "1,2", "b": "1:9"}, "random", []),
+    ],
+)  # fmt: skip
+def test_a_search_that_would_repeat_itself_says_so(
+    file: Path, params: dict[str, str], sampler: str, said: list[str]
+) -> None:
+    lines: list[str] = []
+    made = study(file, "again", params=params, sampler=sampler)
+    search: Any = SimpleNamespace(wish=made.wish, study=made, slots=[0], watcher=SimpleNamespace(say=lines.append))
+    searching.Search.say_plan(search, 0)
+    assert lines[1:] == said
+
+
 def test_the_same_words_go_on_and_others_or_fresh_begin_anew(file: Path) -> None:
     first = study(file, "same", trials="5")
     first.tell(first.ask([0, 0])[0], "complete", "", 1.0)
