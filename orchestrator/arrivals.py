@@ -67,7 +67,9 @@ class Arrivals:
             if self.waiting:
                 for own_name, path, sha256 in self.waiting:
                     try:
-                        self.rename(own_name, *self.place(path), path, sha256)
+                        into, name = self.place(path)
+                        self.keep(own_name, into, name, path)
+                        self.rename(own_name, into, name, path, sha256)
                     except (Refused, TransferIncomplete) as error:
                         self.problems[path] = error
                 sync_all(self.root)
@@ -174,6 +176,7 @@ class Arrivals:
         mark_as_come(file, path)
         if syncfs() is None:
             os.fsync(file)
+            self.keep(own_name, into, name, path)
         elif own_name != SMALL or (into not in self.made and is_there(name, into)):
             if own_name == SMALL:
                 own_name = f"{SMALL}.{len(self.waiting)}"
@@ -185,7 +188,6 @@ class Arrivals:
     def rename(self, own_name: str, into: int, name: str, path: str, sha256: str) -> None:
         """Raises Refused, TransferIncomplete, OSError."""
         try:
-            self.keep(own_name, into, name, path)
             os.rename(own_name, name, src_dir_fd=self.aside, dst_dir_fd=into)
         except OSError as error:
             os.unlink(own_name, dir_fd=self.aside)
@@ -202,7 +204,7 @@ class Arrivals:
         """Puts beside what a person has written under that name since it came. Raises OSError."""
         try:
             there = os.stat(name, dir_fd=into, follow_symlinks=False)
-        except FileNotFoundError:
+        except OSError:  # none, or none that can be: the rename says so
             return
         comes = os.stat(own_name, dir_fd=self.aside)
         if stat.S_ISDIR(there.st_mode) or not there.st_size or is_as_it_came(there, path):

@@ -89,6 +89,9 @@ for command in COMMANDS:
 
 def main() -> None:
     """The program: no character that the locale lacks makes output fail; a hang-up or SIGTERM is as good as Ctrl-C."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as with >&-
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  until the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -96,7 +96,7 @@ def refresh(wire: Wire, store: Record, jobs: list[Job]) -> None:
         status = states.get(str(job.number))
         if status is None and job.state == "submitting":
             store.update_job(job, state="failed", reason="it never reached the machine", pulled=1)
-        elif status:
+        elif status and not (job.state == "lost" and status["state"] == "stopped"):  # by whoever brings it back
             record(store, job, status)
 
 
@@ -205,11 +205,6 @@ class Log:
         os.close(self.descriptor)
 
 
-def said_size(size: int) -> str:
-    """A number of bytes in words."""
-    return f"{size / 2**30:.1f} GiB" if size >= 1 << 29 else f"{size / 2**20:.1f} MiB"
-
-
 def size_at_home(job: Job) -> int:
     """How many bytes of the job's log are at home."""
     with contextlib.suppress(FileNotFoundError), (job.results / "log.txt").open("rb") as log:
@@ -278,7 +273,8 @@ def _follow(host: Host, store: Record, job: Job, watcher: Watcher, log: Log, gon
             watcher.say("connected again")
             lost_at, ask_at = None, 0.0
         if answer["start"] > offset:
-            watcher.say(f"{said_size(answer['start'] - offset)} of the log are gone: the machine keeps only so much")
+            lost = sync.said_size(answer["start"] - offset)
+            watcher.say(f"{lost} of the log are gone: the machine keeps only so much")
             offset = answer["start"]
         if data:
             log.write(data, offset)

@@ -100,8 +100,9 @@ def installed(store: Store) -> str:
         aside.write_text(f"{line}\n\n{before}" if before else f"{line}\n", "utf-8", "surrogateescape")
         aside.chmod(mode)
         aside.replace(target)
-    except OSError as error:
-        raise UsageError(f"{path} can't be changed: {error.strerror}", f"add this line at its top: {line}") from error
+    except (OSError, RuntimeError) as error:  # a loop of links is the latter up to Python 3.12
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} can't be changed: {why}", f"add this line at its top: {line}") from error
     return f"added to {path}: {line}"
 
 

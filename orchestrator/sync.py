@@ -372,8 +372,8 @@ class Outputs:
                 raise unfinished(problems)
             if final:
                 (self.folder / CAME).unlink(missing_ok=True)
-            if refused := [one for one in problems.values() if isinstance(one, Refused)]:
-                raise refused[0]  # what is in the way at home won't go by itself
+            if at_home := [one for one in problems.values() if isinstance(one, (Refused, NoRoom))]:
+                raise at_home[0]  # what is in the way at home won't go by itself
             files = {path: (file.size, file.digest or self.have.get(path, "")) for path, file in there.files.items()}
             left = len(wanted) - came + len(there.unnameable)
             return Pulled(files, came, brought, there.skipped, left, there.at)
@@ -450,9 +450,12 @@ class Outputs:
         with Arrivals(self.folder, self.say) as arrivals:
             begun = arrivals.begun({path: file.mark for path, file in wanted.items()})
             begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path].size}
-            needed = sum(file.size for file in wanted.values()) - sum(begun.values())
-            check_space(self.folder, needed)
-            meter = Meter(f"from the machine: {self.folder.name}", needed, tell)
+            needed = {path: file.size - begun.get(path, 0) for path, file in wanted.items()}
+            too_large = without_room(self.folder, needed)
+            problems.update(too_large)
+            wanted = {path: file for path, file in wanted.items() if path not in too_large}
+            total = sum(needed[path] for path in wanted)
+            meter = Meter(f"from the machine: {self.folder.name}", total, tell)
             try:
                 while wanted:
                     stream = Incoming(arrivals, wanted, begun, final, doubtful, fresh, self.held)
@@ -475,14 +478,30 @@ class Outputs:
         return len(arrivals.settled), meter.moved
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raises TransferIncomplete where what comes doesn't fit; nothing at home has been touched then."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise TransferIncomplete(
-            f"the results need {needed / 2**20:,.0f} MiB, and {folder} has {free / 2**20:,.0f} MiB free",
+class NoRoom(TransferIncomplete):
+    """A file doesn't fit on the disk at home."""
+
+    def __init__(self, folder: Path, path: str, size: int) -> None:
+        free = shutil.disk_usage(folder).free
+        super().__init__(
+            f"{shown(path)} is of {said_size(size)}, and {folder} has {said_size(free)} free",
             "free some space, then `orchestrate pull`; the machine is kept",
         )
+
+
+def without_room(folder: Path, sizes: dict[str, int]) -> dict[str, OrchestrateError]:
+    """Which of the files (bytes to come by path) don't fit there: the largest ones."""
+    left, found = shutil.disk_usage(folder).free, dict[str, OrchestrateError]()
+    for path, size in sorted(sizes.items(), key=lambda one: one[1]):
+        left -= size
+        if left < 0:
+            found[path] = NoRoom(folder, path, size)
+    return found
+
+
+def said_size(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 1 << 29 else f"{size / 2**20:.1f} MiB"
 
 
 def unfinished(problems: dict[str, OrchestrateError]) -> OrchestrateError:
@@ -490,7 +509,8 @@ def unfinished(problems: dict[str, OrchestrateError]) -> OrchestrateError:
     worst = next((one for one in problems.values() if isinstance(one, Refused)), next(iter(problems.values())))
     named = ", ".join(shown(path) for path in sorted(problems)[:3]) + ", ..." * (len(problems) > 3)
     these = f"{len(problems)} files did not come home ({named}): " if len(problems) > 1 else ""
-    return type(worst)(f"{these}{worst}; all else is at home", worst.hint)
+    kind = Refused if isinstance(worst, Refused) else TransferIncomplete
+    return kind(f"{these}{worst}; all else is at home", worst.hint)
 
 
 class Incoming:
@@ -589,9 +609,9 @@ class Incoming:
             if offset not in (0, self.begun.get(path, 0)):
                 raise ValueError(offset)
         there = self.wanted[path]
-        if size > there.size:
-            check_space(self.arrivals.folder, size)
         try:
+            if size > there.size and size > shutil.disk_usage(self.arrivals.folder).free:
+                raise NoRoom(self.arrivals.folder, path, size)
             self.partial = self.arrivals.begin(path, there.mark, size, offset)
             if self.final and size != there.size:
                 raise otherwise(path)

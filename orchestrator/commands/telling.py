@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orchestrator.errors import OrchestrateError
+from orchestrator.errors import MayStillBill, OrchestrateError
 
 if TYPE_CHECKING:
     from orchestrator.report import Terminal
     from orchestrator.store import Job, Session
+
+NOTHING = "nothing is left"  # as `Store.what_is_open` says it
 
 
 @contextmanager
@@ -30,14 +32,8 @@ def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
         watcher.close()
         fail(error, as_json)
     except KeyboardInterrupt as interrupt:
-        from orchestrator.store import Store
-
         watcher.close()
-        try:
-            left = Store().what_is_open(str(interrupt))
-        except OrchestrateError as error:
-            left = f"{error}: what is open can't be seen, and may be billed"
-        print(f"\ninterrupted; {left}", file=sys.stderr)
+        print(f"\ninterrupted; {what_is_open(str(interrupt))}", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(141) from None
@@ -45,12 +41,21 @@ def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         watcher.close()
-        fail(
-            OrchestrateError(f"{error.filename or 'a file'} can't be written: {error.strerror}", "free some space"),
-            as_json,
-        )
+        left, file = what_is_open(), error.filename or "what is said"
+        kind = OrchestrateError if left == NOTHING else MayStillBill
+        fail(kind(f"{file} can't be written: {error.strerror}; {left}", "free some space"), as_json)
     finally:
         watcher.close()
+
+
+def what_is_open(ending: str = "") -> str:
+    """What is left where a command breaks off; see `Store.what_is_open`."""
+    from orchestrator.store import Store
+
+    try:
+        return Store().what_is_open(ending)
+    except OrchestrateError as error:
+        return f"{error}: what is open can't be seen, and may be billed"
 
 
 def fail(error: OrchestrateError, as_json: bool) -> None:

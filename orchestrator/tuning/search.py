@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import threading
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 LEAVE_S = 5.0  # that threads have to end in, once their connections are closed
 MOST_LOST = 50  # trials of one search: more, and they break their machines
+KILLED, MOST_KILLED = "its supervisor was killed", 3  # the machine's words; by jobs with the same values: no accident
 
 
 class Search:
@@ -52,6 +54,7 @@ class Search:
         self.study = Study(store.folder / "studies" / f"{session.name}.db", self.wish, words, fresh)
         self.over = ""  # why no more trials are begun
         self.failures = self.losses = 0
+        self.killed: Counter[str] = Counter()  # by values, in words
         self.problem: OrchestrateError | None = None  # with a machine
         self.running: dict[Future[Outcome], tuple[int, Slot | None]] = {}
         self.slots: list[Slot] = []
@@ -147,6 +150,10 @@ class Search:
 
     def tell(self, number: int, values: dict[str, str], outcome: Outcome) -> None:
         """Tells the study, and whoever watches; a search without hope begins no more trials."""
+        if outcome.state == "lost" and outcome.reason == KILLED:
+            self.killed[space.in_words(values)] += 1
+            if self.killed[space.in_words(values)] == MOST_KILLED:
+                outcome = Outcome("failed", f"{outcome.reason}, {MOST_KILLED} times: does the job do that?")
         self.study.tell(number, outcome.state, outcome.reason, outcome.value)
         self.failures = self.failures + 1 if outcome.state == "failed" else 0
         self.losses += outcome.state == "lost"

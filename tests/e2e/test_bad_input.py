@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -206,6 +207,23 @@ def test_a_command_over_ssh_ends_where_its_machine_does(cli: Cli) -> None:
         process.kill()
     assert process.returncode == 7 and b"broke off" in said
     cli("down", "--discard")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_where_what_is_said_cannot_be_written_it_says_what_is_left(cli: Cli) -> None:
+    def into_nothing(words: str) -> tuple[int, str]:
+        line = f"{shlex.join(cli.argv())} {words}"
+        done = subprocess.run(["sh", "-c", line], cwd=cli.folder, env=cli.env(None), stderr=-1, text=True, timeout=240)
+        return done.returncode, done.stderr
+
+    up(cli)
+    code, said = into_nothing("run -- sh -c 'echo there; until [ -e over ]; do sleep 0.1; done' >/dev/full")
+    assert code == 4 and "what is said can't be written: No space left" in said and "Traceback" not in said
+    assert "job 1 runs on" in said and "`orchestrate stop s -j 1` ends it" in said and "s is up" in said
+    cli("stop", "s", "-j", "1", code=None)
+    assert into_nothing("status >&- <&-") == (0, "")
+    code, said = into_nothing("down s --yes >&-")
+    assert code == 0 and survivors(cli.home) == [], said
 
 
 def test_a_machine_that_expired_is_said(cli: Cli, eventually: Callable[..., Any]) -> None:

@@ -72,6 +72,16 @@ def test_a_job_that_never_reached_the_machine_has_failed_and_one_that_did_goes_o
     assert (store.reread(job).state, store.reread(job).pulled) == ("failed", True)
 
 
+def test_a_lost_job_that_is_ended_where_it_is_left_to_be_brought_back_is_not_called_stopped(
+    store: Store, job: Job
+) -> None:
+    store.update_job(job, state="lost", reason="preempted: the cloud")
+    jobs.refresh(false_wire({"1": {**ENDED, "state": "stopped", "reason": "as asked"}}), store, [store.reread(job)])
+    assert (store.reread(job).state, store.reread(job).reason) == ("lost", "preempted: the cloud")
+    jobs.refresh(false_wire({"1": RUNNING}), store, [store.reread(job)])
+    assert store.reread(job).state == "running"
+
+
 def test_reasons_are_cut_and_stay_text(store: Store, job: Job) -> None:
     jobs.refresh(false_wire({"1": {**ENDED, "reason": ["x" * 5000]}}), store, [job])
     assert len(store.reread(job).reason) == 1000

@@ -109,6 +109,15 @@ def test_a_config_that_cannot_be_changed_is_said_with_the_line(tmp_path: Path, m
     assert "Include" in refused.value.hint
 
 
+def test_a_config_that_is_a_loop_of_links_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/config").symlink_to(tmp_path / ".ssh/loop")
+    (tmp_path / ".ssh/loop").symlink_to(tmp_path / ".ssh/loop")
+    with pytest.raises(UsageError, match=r"config can't be changed: .*(loop|levels)"):
+        sshconfig.installed(Store(tmp_path / "home"))
+
+
 def test_a_linked_config_stays_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()

@@ -834,17 +834,31 @@ def test_a_full_disk_at_home_is_said_and_the_old_files_stay(
     with small_disk(tmp_path / "disk", "2m") as results:
         (results / "outputs").mkdir()
         (results / "outputs/a").write_text("old")
-        with pytest.raises(TransferIncomplete, match="MiB free") as early:
+        (results / "filler").write_bytes(b"x" * 1_200_000)
+        with pytest.raises(TransferIncomplete, match="MiB free; all else is at home") as early:
             Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
-        assert early.value.exit_code == 8 and everything(results) == {"outputs/a": b"old"}
+        assert early.value.exit_code == 8 and everything(results / "outputs") == {"a": b"old"}
         outputs = Outputs(results)
-        monkeypatch.setattr(sync, "check_space", lambda folder, needed: None)  # as if it filled up meanwhile
+        monkeypatch.setattr(sync, "without_room", lambda folder, sizes: {})  # as if it filled up meanwhile
         fill(results, leave=200_000)
         with pytest.raises(TransferIncomplete, match=r"the disk of .* is full") as late:
             outputs.pull(machine.wire, 1, ["outputs"], final=True)
         assert "the machine is kept" in late.value.hint
         (results / "filler").unlink()
         assert everything(results) == {"outputs/a": b"old"} and len(os.listdir(results / "outputs")) == 1
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_one_file_that_does_not_fit_at_home_keeps_no_other_there(machine: Machine, results: Path, final: bool) -> None:
+    machine.ran(
+        1, "cd outputs; echo a > a; truncate -s 10T model; head -c 3000000 /dev/urandom > z; touch -d '1 hour ago' *"
+    )
+    said = r"outputs/model is of 10,240.0 GiB, and .* has .* free"
+    with pytest.raises(TransferIncomplete, match=said + "; all else is at home" * final) as error:
+        Outputs(results).pull(machine.wire, 1, ["outputs"], final)
+    assert error.value.exit_code == 8 and "the machine is kept" in error.value.hint
+    (machine.folder(1) / "work/outputs/model").unlink()
+    assert everything(results / "outputs") == everything(machine.folder(1) / "work/outputs")
 
 
 def test_two_pulls_at_once_bring_the_same(machine: Machine, results: Path) -> None:

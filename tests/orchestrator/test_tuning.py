@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from orchestrator.tuning.space import Parameter, parse
 from orchestrator.tuning.study import Study
 from tests.conftest import Cli
 from tests.orchestrator.machines import Machine
+from tests.orchestrator.test_lifecycle import Told
 
 # ---- what a parameter may be --------------------------------------------------------------------------------------
 
@@ -310,6 +312,20 @@ def test_one_that_diverged_is_pruned_one_that_failed_is_not_and_one_that_was_los
     assert [row.number for row in made.rows({})] == [diverged, failed]
     again, same = made.ask([0, 0])
     assert again != lost and same == values
+
+
+def test_a_trial_whose_job_ends_its_own_supervisor_each_time_has_failed(file: Path) -> None:
+    made = study(file, "killed", params={"a": "1"}, sampler="grid")
+    search: Any = searching.Search.__new__(searching.Search)
+    search.study, search.wish, search.watcher, search.over = made, made.wish, Told(), ""
+    search.failures, search.losses, search.killed = 0, 0, Counter()
+    for reason in ("preempted: the cloud took it back", *["its supervisor was killed"] * 2):
+        search.tell(*made.ask([0, 0]), trials.Outcome("lost", reason))
+        assert made.rows({}) == [], "it is asked for again"
+    search.tell(*made.ask([0, 0]), trials.Outcome("lost", "its supervisor was killed"))
+    assert [(row.state, row.reason) for row in made.rows({})] == [
+        ("failed", "its supervisor was killed, 3 times: does the job do that?")
+    ]
 
 
 def test_a_grid_is_gone_through_once_whatever_is_lost_on_the_way(file: Path) -> None:
