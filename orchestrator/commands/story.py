@@ -65,7 +65,7 @@ def up(
             as_json,
             session_json(session),
             f"ready: {session.name}",
-            f"orchestrate run -n {session.name} -- python train.py",
+            f"orchestrate run -n {session.name}" + ("" if config.run else " -- python train.py"),
             f"orchestrate ssh -n {session.name}",
             f"orchestrate down {session.name}",
         )
