@@ -98,13 +98,14 @@ def write(place: Path, content: Path, config: Config, argv: list[str] | None, tr
     for path in (place, content):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     sources = [tree for role, tree in trees.items() if not role.startswith(INPUT)]
-    room, copies = MOST_BYTES, list[Path]()
+    room, copies = MOST_BYTES, set[Path]()
     for size, digest, origin in sorted(
         (tree.sizes[one], one, tree.origins[one]) for tree in sources for one in tree.sizes
     ):
         room -= size
-        if room >= 0 and not (content / digest).exists():
-            copies += copy(origin, content / f".{digest}", digest, size)
+        aside = content / f".{digest}"
+        if room >= 0 and aside not in copies and not (content / digest).exists():
+            copies |= copy(origin, aside, digest, size)
     if copies:
         settle(content)  # what has its digest's name is believed
         for aside in copies:
@@ -117,15 +118,15 @@ def write(place: Path, content: Path, config: Config, argv: list[str] | None, tr
     write_secret(place / JOB, text)
 
 
-def copy(origin: str, aside: Path, digest: str, size: int) -> list[Path]:
+def copy(origin: str, aside: Path, digest: str, size: int) -> set[Path]:
     """That content, the file's first `size` bytes; none where it can't be had, or is another by now."""
     with contextlib.suppress(OSError):
         shutil.copyfile(origin, aside)
         os.truncate(aside, size)
         if digest_of(str(aside))[0] == digest:
-            return [aside]
+            return {aside}
     aside.unlink(missing_ok=True)
-    return []
+    return set()
 
 
 def settle(folder: Path) -> None:

@@ -5,6 +5,7 @@ How much is short then depends on what the kernel has written out by itself, and
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
@@ -20,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import arrivals, config, jobs, snapshot, sync, worktree
+from orchestrator import arrivals, jobs, snapshot, sync, worktree
+from orchestrator.config.loading import from_json
 from orchestrator.session import keys
 from orchestrator.store import Store
 from orchestrator.sync import Outputs
@@ -229,24 +231,20 @@ def test_an_environment_that_is_called_ready_is_on_the_disk(disk: Disk) -> None:
 
 
 def test_what_a_job_began_with_and_its_sessions_keys_are_on_the_disk(disk: Disk, tmp_path: Path) -> None:
+    """Two of its trees have the same content."""
     project, store = tmp_path / "project", Store(disk.folder / "home")
     project.mkdir()
-    session = store.open_session("s", "local", 2e9)
-    job = store.add_job(session, "r", "c", [], tmp_path / "results")
     for number in range(12):
         (project / f"small{number}").write_bytes(os.urandom(9000 + number))
-    disk.settle()
-    made = keys(session.folder)
     tree = worktree.read_tree(project, worktree.every_file(project))
-    snapshot.take(
-        session,
-        job,
-        config.from_json({"file": "", "folder": str(project), "fields": {}}),
-        ["c"],
-        {snapshot.WORK: tree},
-        pytest.fail,
-    )
-    store.db.close()
+    trees = {snapshot.WORK: tree, snapshot.LIBRARY: tree}
+    plain = from_json({"file": "", "folder": str(project), "fields": {}})
+    with contextlib.closing(store.db):
+        session = store.open_session("s", "local", 2e9)
+        job = store.add_job(session, "r", "c", [], tmp_path / "results")
+        disk.settle()
+        made = keys(session.folder)
+        snapshot.take(session, job, plain, ["c"], trees, pytest.fail)
     disk.cut(AT_ONCE)
     assert keys(session.folder) == made
     begun = snapshot.of(session, job)
