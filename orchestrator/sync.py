@@ -366,8 +366,8 @@ class Outputs:
                 raise cannot_take(self.folder, error) from error
             finally:
                 self.inodes = {path: file.inode for path, file in there.files.items()}
-                if not final:
-                    self.note(there, noted, {*there.files} - {*wanted} | self.as_it_was)
+            if not final:
+                self.note(there, noted, {*there.files} - {*wanted} | self.as_it_was)
             if final and problems:
                 raise unfinished(problems)
             if final:
@@ -474,7 +474,12 @@ class Outputs:
             finally:
                 meter.end()
         self.have.update(arrivals.settled)
+        self.as_it_was &= arrivals.settled.keys()
         problems.update(arrivals.problems)
+        if final:  # whatever went wrong, none is left behind unsaid
+            problems.update(
+                {path: otherwise(path) for path in needed.keys() - arrivals.settled.keys() - problems.keys()}
+            )
         return len(arrivals.settled), meter.moved
 
 
@@ -538,7 +543,8 @@ class Incoming:
 
     def owed(self) -> set[str]:
         """What is to be asked for again."""
-        return self.left | {*self.wrong} | ({self.partial.path} if self.partial else set())
+        announced = {path for path, *_ in self.pack}
+        return self.left | announced | {*self.wrong} | ({self.partial.path} if self.partial else set())
 
     def cut_off(self) -> dict[str, int]:
         """The large file of which a part stays for the next pull: how many bytes."""

@@ -848,6 +848,27 @@ def test_a_full_disk_at_home_is_said_and_the_old_files_stay(
         assert everything(results) == {"outputs/a": b"old"} and len(os.listdir(results / "outputs")) == 1
 
 
+def test_small_files_that_were_announced_as_one_of_several_connections_broke_come_after(
+    machine: Machine, results: Path
+) -> None:
+    machine.ran(1, "for i in 1 2 3; do echo $i > outputs/$i; done")
+    wire: Any = machine.wire
+    get, broke = wire.get, list[str]()
+
+    def breaks(*words: Any) -> Any:
+        yield next(get(*words))
+        raise Unreachable("one of them broke")
+
+    def narrow(error: Unreachable) -> None:
+        broke.append(str(error))
+        wire.channel, wire.heard, wire.get = machine.agent().channel, memoryview(b""), get
+
+    wire.get, wire.narrow = breaks, narrow
+    pulled = Outputs(results).pull(wire, 1, ["outputs"], final=True)
+    assert broke == ["one of them broke"] and pulled.new_files == 3
+    assert everything(results) == everything(machine.folder(1) / "work")
+
+
 @pytest.mark.parametrize("final", [False, True])
 def test_one_file_that_does_not_fit_at_home_keeps_no_other_there(machine: Machine, results: Path, final: bool) -> None:
     machine.ran(
