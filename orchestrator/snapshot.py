@@ -19,6 +19,7 @@ from orchestrator.arrivals import shown, sync_all
 from orchestrator.errors import UsageError
 from orchestrator.session import write_secret
 from orchestrator.store import KEPT, Job, Session
+from orchestrator.sync import locked
 from orchestrator.worktree import Tree, digest_of
 
 if TYPE_CHECKING:
@@ -107,10 +108,11 @@ def write(place: Path, content: Path, config: Config, argv: list[str] | None, tr
         if room >= 0 and aside not in copies and not (content / digest).exists():
             copies |= copy(origin, aside, digest, size)
     if copies:
-        settle(content)  # what has its digest's name is believed
-        for aside in copies:
-            aside.replace(content / aside.name[1:])
-        settle(content)
+        with locked(content) as opened:
+            sync_all(opened)  # what has its digest's name is believed
+            for aside in copies:
+                aside.replace(content / aside.name[1:])
+            sync_all(opened)
     named = {
         role: {"root": str(tree.root), "entries": tree.entries, "sizes": tree.sizes} for role, tree in trees.items()
     }
@@ -127,15 +129,6 @@ def copy(origin: str, aside: Path, digest: str, size: int) -> set[Path]:
             return {aside}
     aside.unlink(missing_ok=True)
     return set()
-
-
-def settle(folder: Path) -> None:
-    """What has been written there is on the disk. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        sync_all(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def of(session: Session, job: Job) -> Snapshot | None:

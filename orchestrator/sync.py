@@ -336,7 +336,6 @@ class Outputs:
     folder: Path
     have: dict[str, str] = field(default_factory=dict)  # by path: the digest of what is at home
     inodes: dict[str, str] = field(default_factory=dict)  # by path: the machine's file, when it was last looked at
-    as_it_was: set[str] = field(default_factory=set)  # what came in the last pull as the machine had said that it is
     held: Counter[str] = field(default_factory=Counter)  # by path: how often it may have been half written
     say: Say = lambda line: None
 
@@ -355,11 +354,11 @@ class Outputs:
                 there = self.known(manifest_of(wire, job, patterns, final, unsure), noted)
             wanted = {path: file for path, file in there.files.items() if not self.holds(path, file)}
             came = brought = 0
-            self.as_it_was = set()
+            as_it_was = set[str]()
             problems: dict[str, OrchestrateError] = {path: not_so_here(path) for path in there.unnameable}
             try:
                 if wanted:
-                    came, brought = self.receive(wire, job, wanted, there.at, final, problems, tell)
+                    came, brought, as_it_was = self.receive(wire, job, wanted, there.at, final, problems, tell)
                 elif final:
                     sync_all(folder)
             except OSError as error:
@@ -367,7 +366,7 @@ class Outputs:
             finally:
                 self.inodes = {path: file.inode for path, file in there.files.items()}
             if not final:
-                self.note(there, noted, {*there.files} - {*wanted} | self.as_it_was)
+                self.note(there, noted, {*there.files} - {*wanted} | as_it_was)
             if final and problems:
                 raise unfinished(problems)
             if final:
@@ -438,15 +437,16 @@ class Outputs:
         final: bool,
         problems: dict[str, OrchestrateError],
         tell: Tell | None,
-    ) -> tuple[int, int]:
-        """Takes these files, as they were then; returns how many, and how many bytes, came. Raises OSError too.
+    ) -> tuple[int, int, set[str]]:
+        """Takes these files, as they were then; returns how many, how many bytes, and which as the machine had said.
 
         What can't be had is added to the problems, by path. One that was cut off before goes on; where that turns out
-        wrong, it comes as a whole.
+        wrong, it comes as a whole. Raises OSError too.
         """
         doubtful = {path for path, file in wanted.items() if self.inodes.get(path, file.inode) == file.inode}
         steady = [path for path in doubtful if self.held[path] >= HELD and wanted[path].size <= SMALL][:STEADY]
         fresh = {path for path in doubtful if wanted[path].is_fresh(at)}.difference(steady)
+        as_it_was = set[str]()
         with Arrivals(self.folder, self.say) as arrivals:
             begun = arrivals.begun({path: file.mark for path, file in wanted.items()})
             begun = {path: size for path, size in begun.items() if 0 < size <= wanted[path].size}
@@ -468,19 +468,18 @@ class Outputs:
                     except Unreachable as error:
                         wire.narrow(error)
                     finally:
-                        self.as_it_was |= stream.as_it_was
+                        as_it_was |= stream.as_it_was
                     begun = {path: size for path, size in begun.items() if path in stream.left} | stream.cut_off()
                     wanted = {path: wanted[path] for path in stream.owed()}
             finally:
                 meter.end()
         self.have.update(arrivals.settled)
-        self.as_it_was &= arrivals.settled.keys()
         problems.update(arrivals.problems)
         if final:  # whatever went wrong, none is left behind unsaid
             problems.update(
                 {path: otherwise(path) for path in needed.keys() - arrivals.settled.keys() - problems.keys()}
             )
-        return len(arrivals.settled), meter.moved
+        return len(arrivals.settled), meter.moved, as_it_was & arrivals.settled.keys()
 
 
 class NoRoom(TransferIncomplete):
