@@ -20,7 +20,9 @@ Params = Annotated[
     Opt("--param", "-p", metavar="NAME=VALUES", help="lr=0.001:0.1:log, hidden=16:256:16 or batch-size=50,100."),
 ]
 Trials = Annotated[int | None, Opt(min=1, metavar="N", help="How many; left out: 20, or all of a grid.")]
-Sampler = Annotated[str | None, Opt(metavar="NAME", help="tpe, random or grid; left out: tpe.")]
+Sampler = Annotated[
+    str | None, Opt(metavar="NAME", help="tpe, random or grid; left out: grid for up to 20 points, else tpe.")
+]
 Metric = Annotated[str | None, Opt(metavar="NAME", help="The number that decides; left out: test_accuracy.")]
 Minimize = Annotated[bool | None, Opt("--minimize/--maximize", help="Whether the least of it is the best.")]
 JobsPerMachine = Annotated[int | None, Opt(min=1, metavar="N", help="Trials at once; left out: one a GPU, or one.")]

@@ -61,9 +61,10 @@ class Tune(Fields):
     trials: k.Count = Field(
         default=0, description="How many, failed ones too; 0: 20, or all of a grid.", examples=[20, 100]
     )
-    sampler: k.Sampler = Field(
-        default="tpe",
-        description="Who chooses: tpe learns from the trials before, random doesn't, grid tries all.",
+    sampler: k.Sampler | None = Field(
+        default=None,
+        description="Who chooses: tpe learns from the trials before, random doesn't, grid tries all. Left out: grid "
+        "where there are lists alone, of 20 points at most; else tpe.",
         examples=["tpe", "random", "grid"],
     )
     metric: k.Line = Field(

@@ -71,7 +71,7 @@ def as_json(search: Search) -> dict[str, Any]:
         "storage": str(search.study.path),
         "metric": search.wish.metric,
         "minimize": search.wish.minimize,
-        "sampler": search.wish.sampler,
+        "sampler": search.study.way,
         "total": search.study.total,
         "trials": [row.__dict__ for row in rows],
         "best": best and {**best.__dict__, "command": search.repeated(best)},

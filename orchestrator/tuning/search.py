@@ -102,7 +102,7 @@ class Search:
         done = len(self.study.counted()) - taken_up
         before = f"; {done} are done" * bool(done) + f"; {taken_up} were left running" * bool(taken_up)
         self.watcher.say(
-            f"search: {self.study.total} trials ({self.wish.sampler}) of {names}, for the {which} {self.wish.metric}, "
+            f"search: {self.study.total} trials ({self.study.way}) of {names}, for the {which} {self.wish.metric}, "
             f"{len(self.slots)} at once{before}"
         )
         if 0 < (points := self.study.points()) < self.study.total:

@@ -60,7 +60,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", module="optuna")  # what is experimental in it
         self.optuna, self.states = optuna, optuna.trial.TrialState
-        said = [*words, list(wish.params.items()), wish.sampler, wish.metric, wish.minimize]
+        said = [*words, list(wish.params.items()), self.way, wish.metric, wish.minimize]
         digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
         with self.usable(OSError, RuntimeError):  # the second: another version's tables
             path.parent.mkdir(exist_ok=True, mode=0o700)
@@ -68,8 +68,8 @@ class Study:
             storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=engine)
             known = sum(name.startswith(digest) for name in optuna.get_all_study_names(storage))
             self.name = f"{digest}-{known + 1 if fresh else max(known, 1)}"
-            way = optuna.study.StudyDirection
-            direction = way.MINIMIZE if wish.minimize else way.MAXIMIZE
+            ways = optuna.study.StudyDirection
+            direction = ways.MINIMIZE if wish.minimize else ways.MAXIMIZE
             self.study = optuna.create_study(
                 storage=storage, study_name=self.name, load_if_exists=True, sampler=self.sampler(), direction=direction,
                 pruner=self.pruner(),
@@ -92,7 +92,7 @@ class Study:
     @property
     def total(self) -> int:
         """How many trials there are to be."""
-        if self.wish.sampler != "grid":
+        if self.way != "grid":
             return self.wish.trials or TRIALS
         size = math.prod(len(one.grid()) for one in self.parameters)
         return min(self.wish.trials or size, size)
@@ -101,12 +101,17 @@ class Study:
         """How many different trials there can be, where each parameter has a list of values; else 0."""
         return math.prod(len(one.values) for one in self.parameters)
 
+    @property
+    def way(self) -> str:
+        """The sampler that is asked for; left out, lists are tried through where they aren't long."""
+        return self.wish.sampler or ("grid" if 0 < self.points() <= TRIALS else "tpe")
+
     def sampler(self) -> Any:
         """Optuna's, of that name."""
         samplers = self.optuna.samplers
-        if self.wish.sampler == "grid":
+        if self.way == "grid":
             return samplers.GridSampler({one.name: list(one.grid()) for one in self.parameters})
-        if self.wish.sampler == "random":
+        if self.way == "random":
             return samplers.RandomSampler()
         return samplers.TPESampler(constant_liar=True)  # a trial that runs counts as a poor one: the next is elsewhere
 
@@ -122,7 +127,7 @@ class Study:
         made = self.optuna.distributions
         found: dict[str, Any] = {}
         for one in self.parameters:
-            if one.values or self.wish.sampler == "grid":
+            if one.values or self.way == "grid":
                 found[one.name] = made.CategoricalDistribution(one.grid())
             elif one.whole:
                 step = int(one.step or 1)
@@ -168,7 +173,7 @@ class Study:
                 pruned = state in ("diverged", "stopped", "pruned")
                 self.study.tell(number, state=self.states.PRUNED if pruned else self.states.FAIL)
         except (RuntimeError, KeyError):  # a grid that is through wants to stop `optimize`, which isn't used here
-            if self.wish.sampler != "grid":
+            if self.way != "grid":
                 raise
 
     def trial(self, number: int) -> Any:

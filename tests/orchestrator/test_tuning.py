@@ -289,6 +289,21 @@ def test_a_search_that_would_repeat_itself_says_so(
     assert lines[1:] == said
 
 
+def test_short_lists_are_tried_through_and_the_same_words_go_on_with_them_whatever_number_is_asked_for(
+    file: Path,
+) -> None:
+    lists = {"a": "1,2", "b": "x,y,z"}
+    made = study(file, "lists", params=lists)
+    assert (made.way, made.total) == ("grid", 6)
+    asked = [made.ask([0, 0])[1] for _ in range(6)]
+    assert {(values["a"], values["b"]) for values in asked} == {(a, b) for a in "12" for b in "xyz"}
+    fewer = study(file, "lists", params=lists, trials="3")
+    assert (fewer.name, fewer.total) == (made.name, 3)
+    assert study(file, "long", params={"a": list("abcdefg"), "b": "x,y,z"}).way == "tpe"
+    assert study(file, "range", params={"a": "1,2", "b": "1:3"}).way == "tpe"
+    assert study(file, "said", params=lists, sampler="random").way == "random"
+
+
 def test_the_same_words_go_on_and_others_or_fresh_begin_anew(file: Path) -> None:
     first = study(file, "same", trials="5")
     first.tell(first.ask([0, 0])[0], "complete", "", 1.0)
