@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from infra import provider
@@ -210,7 +211,11 @@ def check(
     sent: payload.Sent | None = None,
 ) -> tuple[list[bootstrap.Ready], payload.Load]:
     """The machines, checked to be ready, and what is to be sent to them, which is read meanwhile, or was before."""
-    read = ahead(lambda: sent or payload.sent(config, argv, store.folder, watcher.say, begun), "reads what is sent")
+
+    def read() -> payload.Sent:
+        return payload.sent(config, argv, store.folder, watcher.say, begun)
+
+    reading = ahead(lambda: sent or read(), "reads what is sent")
     cloud, gpus = load_cloud(session.provider, session.simulated), config.resources.request().gpus
     if time.time() > session.expires_at:
         watcher.say(
@@ -227,7 +232,12 @@ def check(
             return ready
 
     ready = fleet.each(look)
-    return ready, payload.gather(config, argv, ready, cloud.spot_notice, read())
+
+    def load(sent: payload.Sent) -> payload.Load:
+        loaded = payload.gather(config, argv, ready, cloud.spot_notice, sent)
+        return replace(loaded, again=lambda: load(read()))
+
+    return ready, load(reading())
 
 
 def as_made(session: Session, config: Config) -> Config:

@@ -9,8 +9,8 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ TRAIN = ["python", "-m", "trainer", "train"]
 TORCHRUN = ["-m", "torch.distributed.run"]
 RESTARTS = 3  # of a group whose worker has died, each from its last checkpoint
 JOIN_S, READ_S = 7200, 600  # torchrun waits so long for all machines, whose setups differ; and for a word of the first
+TRIES = 3  # to send what is saved while it is sent
 DIFF_BYTES = 10 << 20  # of a dirty tree's diff that is kept with the results
 
 
@@ -44,6 +45,7 @@ class Load:
     env: dict[str, str]
     trees: dict[str, worktree.Tree]  # by what they are for
     gpus: int  # of each machine
+    again: Callable[[], Load] | None = field(default=None, repr=False, compare=False)  # reads it once more
 
 
 Sent = tuple[dict[str, str], dict[str, Path], dict[str, worktree.Tree]]  # variables, inputs' paths, trees by their use
@@ -114,7 +116,7 @@ def submit(
     results = config.workdir_path() / "results" / session.name
     job = store.add_job(session, run_id or uuid.uuid4().hex, load.spec.words, list(config.outputs), results, node)
     try:
-        push(fleet, load.trees.values(), watcher)
+        load = push(fleet, load, watcher)
         seconds = round(time.monotonic() - started, 3)
         with noted(job):
             write_record(job, session, config, load.spec, load.env, ready[0], WORK in load.trees, seconds)
@@ -154,7 +156,7 @@ def submit_again(
     machines all begin together: a part that has outlived its machine's server, which was seen as gone, ends first.
     """
     parts, watchers = fleet.parts(store, job), fleet.watchers(watcher)
-    push(fleet, load.trees.values(), watcher)
+    load = push(fleet, load, watcher)
 
     def restore(node: int, host: Host) -> str | None:
         with host.agent() as wire:
@@ -176,16 +178,31 @@ def submit_again(
     return store.reread(job)
 
 
-def push(fleet: Fleet, trees: Iterable[worktree.Tree], watcher: Watcher) -> None:
-    """Sends to each machine what it doesn't have of these trees."""
-    watchers, trees = fleet.watchers(watcher), list(trees)
+def push(fleet: Fleet, load: Load, watcher: Watcher) -> Load:
+    """Sends to each machine what it doesn't have of the trees; what is there then.
 
-    def to(node: int, host: Host) -> None:
-        with host.agent() as wire:
-            for tree, pushed in zip(trees, sync.push_all(wire, trees, watchers[node].progress), strict=True):
-                say_pushed(pushed, tree, watchers[node].say)
+    A file that is saved meanwhile has all be read again. Raises sync.Changed for one that is all the time.
+    """
+    watchers = fleet.watchers(watcher)
 
-    fleet.each(to)
+    def to(node: int, host: Host) -> sync.Changed | None:
+        trees = list(load.trees.values())
+        try:
+            with host.agent() as wire:
+                for tree, pushed in zip(trees, sync.push_all(wire, trees, watchers[node].progress), strict=True):
+                    say_pushed(pushed, tree, watchers[node].say)
+        except sync.Changed as error:
+            return error
+        return None
+
+    tries = 0
+    while changed := next(filter(None, fleet.each(to)), None):
+        tries += 1
+        if tries == TRIES or load.again is None:
+            raise changed
+        watcher.say(f"{changed}; reading all again")
+        load = load.again()
+    return load
 
 
 def queue(

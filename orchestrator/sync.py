@@ -55,6 +55,17 @@ Say = Callable[[str], None]
 Tell = Callable[[dict[str, Any]], None]  # how a transfer does, as a Watcher's `progress` takes it
 
 
+class Changed(TransferIncomplete):
+    """A file isn't any more what it was when it was read; an empty path: nobody knows which."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{shown(path) if path else 'a file'} changed while it was sent",
+            "run the same command again; one that something else goes on writing is named under `exclude:`, or moved "
+            "away",
+        )
+
+
 class TooSlow(Exception):
     """A transfer takes so long that it is worth the while to begin it anew on several connections."""
 
@@ -115,7 +126,7 @@ def push_all(wire: Wire, trees: Sequence[Tree], tell: Tell | None = None) -> lis
     """Makes the trees be on the machine, in two requests, sending only content that isn't there.
 
     A file that was half sent goes on from there; where what is there turns out wrong, it is sent as a whole. Raises
-    TransferIncomplete, MachineError, Unreachable.
+    Changed, TransferIncomplete, MachineError, Unreachable.
     """
     sizes = {digest: size for tree in trees for digest, size in tree.sizes.items()}
     read_s = sum(sizes.values()) / SLOW  # after its start the machine reads what it has
@@ -169,7 +180,7 @@ def send(wire: Wire, trees: Sequence[Tree], missing: dict[str, int], begun: dict
             for tree in trees:
                 if tree.known:
                     tree.known.forget()
-            raise changed(next((path for one, path in origins.items() if one in str(error)), "")) from error
+            raise Changed(next((path for one, path in origins.items() if one in str(error)), "")) from error
         raise
     finally:
         meter.end()
@@ -216,7 +227,7 @@ def metered(sent: Iterable[Sent], meter: Meter) -> Iterator[Sent]:
 def chunks(path: str, size: int, offset: int = 0) -> Iterator[bytes]:
     """The file's `size` bytes from the offset on. Whether they are still what was hashed, the machine finds out.
 
-    One that has grown since, as a log does, is sent as it was then. Raises TransferIncomplete for one that is shorter.
+    One that has grown since, as a log does, is sent as it was then. Raises Changed for one that is shorter.
     """
     left = size - offset
     with contextlib.suppress(OSError):  # one that is gone has changed too
@@ -229,15 +240,7 @@ def chunks(path: str, size: int, offset: int = 0) -> Iterator[bytes]:
         finally:
             os.close(file)
     if left:
-        raise changed(path)
-
-
-def changed(path: str) -> TransferIncomplete:
-    """A file isn't any more what it was when it was read."""
-    return TransferIncomplete(
-        f"{shown(path) if path else 'a file'} changed while it was sent",
-        "run the same command again; one that something else goes on writing is named under `exclude:`, or moved away",
-    )
+        raise Changed(path)
 
 
 # ---- pull ---------------------------------------------------------------------------------------------------------

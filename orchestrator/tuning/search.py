@@ -74,8 +74,7 @@ class Search:
             fleet = stack.enter_context(Fleet(self.session))
             with self.store.lock(self.session.name):
                 checked = lifecycle.check(fleet, self.store, self.session, self.config, self.argv, self.watcher)
-                self.ready, self.load = checked
-                payload.push(fleet, self.load.trees.values(), self.watcher)
+                self.ready, self.load = checked[0], payload.push(fleet, checked[1], self.watcher)
             gpus_wanted = self.config.resources.gpus.count > 0
             self.slots = make_slots(self.session, self.ready, gpus_wanted, self.wish.jobs_per_machine, self.load.env)
             self.free, self.fleets = list(self.slots), [slot.fleet for slot in self.slots]
@@ -202,7 +201,7 @@ class Search:
         env = {**self.load.env, **slot.env, **space.environment(values), "ORCHESTRATE_TRIAL": str(number)}
         # not to be recovered: what is lost, the search asks for again
         spec = replace(self.load.spec, argv=argv, script=script, slot=slot.index, recover=False)
-        load = replace(self.load, spec=spec, env=env)
+        load = replace(self.load, spec=spec, env=env, again=None)
         self.pause(0)
         with self.one_at_a_time, held(self.store, self.session, self.pause):
             return payload.submit(

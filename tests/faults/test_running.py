@@ -416,6 +416,38 @@ def digest(path: Path) -> str:
         return whole.hexdigest()
 
 
+@pytest.mark.parametrize("times", [1, 2, 99])
+def test_a_file_that_is_saved_while_it_is_sent_goes_as_it_was_saved_and_one_that_always_is_ends_the_run(
+    shared: Cli, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    from orchestrator import sync
+    from orchestrator.errors import TransferIncomplete
+
+    put, said, source, saved = sync.send, Told(), shared.folder / "saved.py", list[str]()
+    source.write_text(f"print('as it was, {times}')")
+
+    def send(*of: Any) -> None:
+        if len(saved) < times:
+            saved.append(f"print({os.urandom(8).hex()!r})")
+            source.write_text(saved[-1])
+        put(*of)
+
+    monkeypatch.setattr(sync, "send", send)
+    try:
+        if times > 2:
+            with pytest.raises(TransferIncomplete, match=r"saved\.py changed while it was sent") as error:
+                run_in_process(shared, monkeypatch, ["python", "saved.py"], said)
+            assert "`exclude:`" in error.value.hint
+        else:
+            run_in_process(shared, monkeypatch, ["python", "saved.py"], said)
+            log = shared.folder / f"results/s/{latest(shared)}/log.txt"
+            assert log.read_text() == f"{saved[-1][7:-2]}\n"
+    finally:
+        source.unlink()
+    again = f"{source} changed while it was sent; reading all again"
+    assert said.said.count(again) == min(times, 2) and len(saved) == min(times, 3)
+
+
 # ---- what a job prints --------------------------------------------------------------------------------------------
 
 LOUD = {

@@ -48,7 +48,7 @@ def test_a_job_of_which_nothing_can_be_noted_here_is_not_begun_and_says_so(
     store, sent = Store(tmp_path / "home"), list[str]()
     session = store.open_session("s", "local", 1e12)
     (tmp_path / "results").write_text("in the way, as a full disk is")
-    monkeypatch.setattr(payload, "push", lambda *_: sent.append("files"))
+    monkeypatch.setattr(payload, "push", lambda fleet, load, watcher: sent.append("files") or load)
     monkeypatch.setattr(payload, "queue", lambda *_: sent.append("the job"))
     with pytest.raises(TransferIncomplete, match="job 1 was not begun, since nothing can be noted of it") as error:
         submit(store, session, tmp_path)
@@ -71,7 +71,7 @@ def test_what_a_job_begins_with_is_kept_unless_it_is_known_that_it_did_not_begin
         assert snapshot.of(session, store.job(session, 1)), "a machine may have it from now on"
         raise error
 
-    monkeypatch.setattr(payload, "push", lambda *_: None)
+    monkeypatch.setattr(payload, "push", lambda fleet, load, watcher: load)
     monkeypatch.setattr(payload, "queue", queue)
     with pytest.raises(type(error)):
         submit(store, session, tmp_path, recover=True)
