@@ -59,7 +59,7 @@ def offers(request: Request, say: Say = unheard) -> list[Offer]:
     )  # fmt: skip
     wanted = max(request.gpus, 1 if request.gpu else 0)
     kind = f"{request.gpu} " if request.gpu else ""
-    _refuse_unless(here.gpus >= wanted, f"{wanted} {kind}GPUs", f"{here.gpus}")
+    _refuse_unless(here.gpus >= wanted, f"{wanted} {kind}GPU{'s' * (wanted > 1)}", f"{here.gpus}")
     _refuse_unless(here.cpus >= request.cpus, f"{request.cpus} CPUs", f"{here.cpus}")
     _refuse_unless(
         here.memory_gib >= request.memory_gib, f"{request.memory_gib:g} GiB of memory", f"{here.memory_gib:g}"
@@ -70,7 +70,7 @@ def offers(request: Request, say: Say = unheard) -> list[Offer]:
 
 def _refuse_unless(enough: bool, asked: str, there: str) -> None:
     if not enough:
-        raise BadRequest(f"this computer has {there}, and {asked} were asked for", "ask for less, or choose a cloud")
+        raise BadRequest(f"{asked} asked for; this computer has {there}", "ask for less, or choose a cloud")
 
 
 def cpu_count() -> int:

@@ -89,7 +89,8 @@ def pull(name: Named = None, job: JobOption = None, as_json: Json = False) -> No
         records = store()
         session, found = records.find_job(name, job)
         pulled, found = visit.pull(records, session, found, watcher)
-        watcher.say(f"{pulled.new_files} new of {len(pulled.files)} files, {pulled.new_bytes / 2**20:.1f} MiB")
+        files = f"{len(pulled.files)} file{'s' * (len(pulled.files) != 1)}"
+        watcher.say(f"{pulled.new_files} new of {files}, {pulled.new_bytes / 2**20:.1f} MiB")
         done(
             as_json,
             {**job_json(found), "new_files": pulled.new_files, "files": len(pulled.files)},

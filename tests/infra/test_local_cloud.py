@@ -402,9 +402,9 @@ def test_the_offer_is_this_computer_and_free() -> None:
         (Request(cpus=10_000), "10000 CPUs"),
         (Request(memory_gib=1e6), "1e\\+06 GiB of memory"),
         (Request(disk_gib=1e9), "1e\\+09 GiB of free disk"),
-        (Request(gpus=3, gpu="A100"), "this computer has 2, and 3 A100 GPUs"),
-        (Request(gpu="A10"), "this computer has 0, and 1 A10 GPUs"),
-        (Request(gpus=4), "this computer has 3, and 4 GPUs"),
+        (Request(gpus=3, gpu="A100"), "3 A100 GPUs asked for; this computer has 2"),
+        (Request(gpu="A10"), "1 A10 GPU asked for; this computer has 0"),
+        (Request(gpus=4), "4 GPUs asked for; this computer has 3"),
     ],
 )
 def test_more_than_there_is_is_refused_with_both_figures(
