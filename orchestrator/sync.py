@@ -279,7 +279,7 @@ class There:
 
     def is_fresh(self, at: float) -> bool:
         """Whether it was written to just before that moment, and so may be half written."""
-        with contextlib.suppress(ValueError, IndexError):  # a mark may be any text
+        with contextlib.suppress(ValueError, IndexError, OverflowError):  # a mark may be any text
             return at - int(self.mark.split(" ")[2]) / 1e9 < FRESH_S
         return True
 

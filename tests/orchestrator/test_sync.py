@@ -489,11 +489,12 @@ def test_a_large_file_that_changes_while_it_is_read_is_not_the_last_word(results
         assert everything(results) == {"outputs/a": DATA}
 
 
-def test_a_mark_may_be_any_text(results: Path) -> None:
+@pytest.mark.parametrize("mark", ["\ud800\0", "1 2 " + "9" * 400])
+def test_a_mark_may_be_any_text(results: Path, mark: str) -> None:
     data = bytes(arrivals.RESUMED)
     head = j({"path": "outputs/a", "size": len(data)})
     content = [head, frame(b"D", data), j({"digest": digest(data), "changed": False})]
-    wire = false_wire(manifest(["outputs/a", len(data), "", "\ud800\0"]), stream(*content))
+    wire = false_wire(manifest(["outputs/a", len(data), "", mark]), stream(*content))
     assert Outputs(results).pull(wire, 1, ["outputs"], final=True).new_files == 1
 
 
