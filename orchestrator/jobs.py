@@ -96,7 +96,7 @@ def refresh(wire: Wire, store: Record, jobs: list[Job]) -> None:
         status = states.get(str(job.number))
         if status is None and job.state == "submitting":
             store.update_job(job, state="failed", reason="it never reached the machine", pulled=1)
-        elif status and not (job.state == "lost" and status["state"] == "stopped"):  # by whoever brings it back
+        elif status:
             record(store, job, status)
 
 
@@ -126,10 +126,14 @@ def news(
         return {"status": status_of(said["status"]), "progress": told, "size": size, "start": start}, data
 
 
-def record(store: Record, job: Job, status: dict[str, Any]) -> None:
-    """Writes a job's state into the record."""
+def record(store: Record, job: Job, status: dict[str, Any], asked: bool = False) -> None:
+    """Writes a job's state into the record. One that is lost is stopped only where that was `asked` for.
+
+    Else whoever brings it back has ended it where it was, and may have been killed before it went on.
+    """
     known = {name: status.get(name) for name in ("state", "code", "reason", "started_at", "ended_at")}
-    store.update_job(job, **known)
+    if asked or status["state"] != "stopped" or store.reread(job).state != "lost":
+        store.update_job(job, **known)
 
 
 def stop(wire: Wire, store: Record, job: Job, grace_s: float, say: Callable[[str], None]) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def stop(wire: Wire, store: Record, job: Job, grace_s: float, say: Callable[[str
             killed = bool(wire.call("stop", job=job.number, kill=True))
         answer, _ = news(wire, job, offset=1 << 60, seen=status["state"], progress=progress, wait_s=1)
         status, progress = answer["status"], answer["progress"]
-    record(store, job, status)
+    record(store, job, status, asked=True)
     return status
 
 

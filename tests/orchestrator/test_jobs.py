@@ -75,11 +75,19 @@ def test_a_job_that_never_reached_the_machine_has_failed_and_one_that_did_goes_o
 def test_a_lost_job_that_is_ended_where_it_is_left_to_be_brought_back_is_not_called_stopped(
     store: Store, job: Job
 ) -> None:
+    """Whoever brings it back may have been killed meanwhile, and another command look at the machine."""
     store.update_job(job, state="lost", reason="preempted: the cloud")
-    jobs.refresh(false_wire({"1": {**ENDED, "state": "stopped", "reason": "as asked"}}), store, [store.reread(job)])
+    stopped = {**ENDED, "state": "stopped", "reason": "as asked"}
+    jobs.refresh(false_wire({"1": stopped}), store, [store.reread(job)])
+    jobs.bring_log(false_wire(news(stopped)), store, store.reread(job))
+    host: Any = SimpleNamespace(agent=lambda timeout_s: false_wire(news(stopped)), park=lambda wire: None)
+    jobs.follow(host, store, store.reread(job), SimpleNamespace(say=None), 0, 3600)  # type: ignore[arg-type]
     assert (store.reread(job).state, store.reread(job).reason) == ("lost", "preempted: the cloud")
     jobs.refresh(false_wire({"1": RUNNING}), store, [store.reread(job)])
     assert store.reread(job).state == "running"
+    store.update_job(job, state="lost")
+    jobs.stop(false_wire(stopped), store, store.reread(job), 1, pytest.fail)
+    assert store.reread(job).state == "stopped"
 
 
 def test_reasons_are_cut_and_stay_text(store: Store, job: Job) -> None:
