@@ -35,6 +35,7 @@ EARLY = 1 << 23  # bytes of a large file after which the disk begins with them
 OPEN = 100  # folders that are open at once; 256 may be a process's limit
 NO_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what a disk says of a name that it doesn't take
 TICK_NS, TICKS = 100, 10_000  # of a time of change: what each filesystem keeps, and how many are a millisecond
+NAME_MAX = 255  # bytes, of which a character takes up to 4
 PATH_MAX = 4096  # bytes; longer ones can be made, from folder to folder, and hardly be removed
 
 
@@ -211,9 +212,10 @@ class Arrivals:
             return
         if not is_as_it_came(comes, path):  # then this disk keeps no such times
             return
-        beside, number = f"{name}.mine", 2
+        stem = name if len(os.fsencode(name)) < NAME_MAX - 15 else name[: NAME_MAX // 4 - 15]
+        beside, number = f"{stem}.mine", 2
         while is_there(beside, into):
-            beside, number = f"{name}.mine.{number}", number + 1
+            beside, number = f"{stem}.mine.{number}", number + 1
         os.rename(name, beside, src_dir_fd=into, dst_dir_fd=into)
         self.say(f"{shown(path)} was changed here since it came: what it was here is {shown(beside)} now")
 

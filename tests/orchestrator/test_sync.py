@@ -784,6 +784,21 @@ def test_what_a_person_has_edited_at_home_is_kept_beside(machine: Machine, resul
     assert beside == ["notes.mine now", "notes.mine.2 now"] and said[0].startswith("outputs/notes was changed here")
 
 
+@pytest.mark.parametrize("name", ["n" * 253, "数" * 85])
+def test_what_is_kept_beside_has_a_name_that_the_disk_takes(machine: Machine, results: Path, name: str) -> None:
+    machine.ran(1, f"cd outputs; echo 1 | tee {name} other")
+    here, there = results / "outputs", machine.folder(1) / "work/outputs"
+    for edit in ("", "mine\n", "my own\n"):
+        for each in (name, "other"):
+            (there / each).write_text(f"after {edit}")
+        if edit:
+            (here / name).write_text(edit)
+        Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
+    beside = {content for each, content in everything(here).items() if ".mine" in each}
+    assert beside == {b"mine\n", b"my own\n"} and len(everything(here)) == 4
+    assert (here / name).read_text() == (here / "other").read_text() == "after my own\n"
+
+
 def test_files_of_ours_are_not_overwritten_by_outputs_of_the_same_name(machine: Machine, results: Path) -> None:
     machine.ran(1, "echo theirs | tee run.json log.txt other")
     (results / "run.json").write_text("ours")
