@@ -447,7 +447,8 @@ class Outputs:
         wrong, it comes as a whole. Raises OSError too.
         """
         doubtful = {path for path, file in wanted.items() if self.inodes.get(path, file.inode) == file.inode}
-        steady = [path for path in doubtful if self.held[path] >= HELD and wanted[path].size <= SMALL][:STEADY]
+        rewritten = [path for path in doubtful if self.held[path] >= HELD and wanted[path].size <= SMALL]
+        steady = sorted(rewritten, key=lambda path: -self.held[path])[:STEADY]
         fresh = {path for path in doubtful if wanted[path].is_fresh(at)}.difference(steady)
         as_it_was = set[str]()
         with Arrivals(self.folder, self.say) as arrivals:

@@ -634,6 +634,20 @@ def test_a_small_file_that_is_rewritten_all_the_time_comes_whole(machine: Machin
     assert len(set(came)) == 4 and not whole[whole.index(True) :].count(False)  # the first may be half
 
 
+def test_of_many_small_files_that_are_rewritten_all_the_time_each_has_its_turn(
+    machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "STEADY", 2)
+    machine.ran(1, "for i in 1 2 3 4 5; do echo 0 > outputs/$i; done")
+    outputs, there, came = Outputs(results), machine.folder(1) / "work/outputs", set[bytes]()
+    for number in range(1, 20):
+        for path in there.iterdir():
+            path.write_text(f"{path.name}: {number}\n")
+        outputs.pull(machine.wire, 1, ["outputs"], final=False)
+        came |= {content for content in everything(results / "outputs").values() if b":" in content}
+    assert all(sum(content.startswith(path.name.encode()) for content in came) > 1 for path in there.iterdir()), came
+
+
 def test_one_file_that_cannot_be_had_keeps_no_other_away(
     machine: Machine, results: Path, eventually: Callable[..., Any]
 ) -> None:
@@ -784,7 +798,7 @@ def test_what_a_person_has_edited_at_home_is_kept_beside(machine: Machine, resul
     assert beside == ["notes.mine now", "notes.mine.2 now"] and said[0].startswith("outputs/notes was changed here")
 
 
-@pytest.mark.parametrize("name", ["n" * 253, "数" * 85])
+@pytest.mark.parametrize("name", ["n" * 253, "数" * 85], ids=["n", "数"])
 def test_what_is_kept_beside_has_a_name_that_the_disk_takes(machine: Machine, results: Path, name: str) -> None:
     machine.ran(1, f"cd outputs; echo 1 | tee {name} other")
     here, there = results / "outputs", machine.folder(1) / "work/outputs"
