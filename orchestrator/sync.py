@@ -391,8 +391,8 @@ class Outputs:
     def known(self, there: Manifest, noted: dict[str, list[str]]) -> Manifest:
         """The same; what was noted, and is as it was on both sides, has its digest."""
         for path in there.files.keys() & noted.keys():
-            (mark, digest), file = noted[path], there.files[path]
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError, TypeError):  # another version's notes may be of another form
+                (mark, digest), file = noted[path], there.files[path]
                 here = os.lstat(f"{self.folder}/{path}")
                 if mark == file.mark and here.st_size == file.size and is_as_it_came(here, path):
                     self.have[path] = digest

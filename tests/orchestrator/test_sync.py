@@ -712,6 +712,16 @@ def test_while_a_job_runs_no_pull_reads_what_is_as_an_earlier_one_left_it(
     assert not (results / sync.CAME).exists()
 
 
+@pytest.mark.parametrize("notes", ["", "no JSON", "[]", '{"outputs/a": 1}', '{"outputs/a": ["x"]}'])
+def test_notes_of_what_came_that_are_of_another_form_are_not_believed(
+    machine: Machine, results: Path, notes: str
+) -> None:
+    machine.ran(1, "echo a > outputs/a")
+    assert Outputs(results).pull(machine.wire, 1, ["outputs"], final=False).new_files == 1
+    (results / sync.CAME).write_text(notes)
+    assert Outputs(results).pull(machine.wire, 1, ["outputs"], final=False).new_files == 0
+
+
 def test_a_pull_says_how_many_files_came_and_how_many_did_not(machine: Machine, results: Path) -> None:
     machine.ran(1, "echo a > outputs/a; echo b > outputs/b")
     wire: Any = machine.wire
