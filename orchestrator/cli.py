@@ -106,14 +106,15 @@ def main() -> None:
 
 def leave(end: SystemExit) -> NoReturn:
     """Ends the process at once: taking the interpreter apart takes 50 ms of each command, and all files are closed."""
-    try:
-        for stream in (sys.stdout, sys.stderr):
+    if not (end.code is None or isinstance(end.code, int)):
+        raise end
+    code = end.code or 0
+    for stream in (sys.stderr, sys.stdout):
+        try:
             stream.flush()
-    except OSError:  # whoever read the output has gone
-        os._exit(141)
-    if end.code is None or isinstance(end.code, int):
-        os._exit(end.code or 0)
-    raise end
+        except OSError:  # whoever read the output has gone
+            code = code or 141 * (stream is sys.stdout)
+    os._exit(code)
 
 
 if __name__ == "__main__":

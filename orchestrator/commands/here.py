@@ -32,9 +32,10 @@ def init(path: NewFile = Path("orchestrate.yaml")) -> None:
 
 def schema() -> None:
     """Print the JSON schema of orchestrate.yaml, for editors."""
-    from orchestrator.config import schema as form
+    with told(False, False):
+        from orchestrator.config import schema as form
 
-    print(json.dumps(form.schema(), indent=2))
+        print(json.dumps(form.schema(), indent=2))
 
 
 def doctor(as_json: Json = False) -> None:

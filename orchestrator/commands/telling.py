@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import sys
@@ -28,12 +29,13 @@ def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
     watcher = Terminal(yes, json=as_json)
     try:
         yield watcher
+        sys.stdout.flush()
     except OrchestrateError as error:
         watcher.close()
         fail(error, as_json)
     except KeyboardInterrupt as interrupt:
         watcher.close()
-        print(f"\ninterrupted; {what_is_open(str(interrupt))}", file=sys.stderr)
+        say(f"\ninterrupted; {what_is_open(str(interrupt))}")
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(141) from None
@@ -62,12 +64,19 @@ def fail(error: OrchestrateError, as_json: bool) -> None:
     """One clear error: what happened, what it means, what to do next. Ends with its exit code."""
     from orchestrator.report import clean
 
-    print(f"error: {clean(str(error))}", file=sys.stderr)
+    say(f"error: {clean(str(error))}")
     if error.hint:
-        print(f"  next: {clean(error.hint)}", file=sys.stderr)
+        say(f"  next: {clean(error.hint)}")
     if as_json and not error.told:
-        error_json(str(error), error.hint, error.exit_code)
+        with contextlib.suppress(OSError):
+            error_json(str(error), error.hint, error.exit_code)
     raise typer.Exit(error.exit_code)
+
+
+def say(line: str) -> None:
+    """On stderr; where that can't be, the exit code says the same."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def error_json(message: str, hint: str, code: int) -> None:
@@ -80,9 +89,8 @@ def done(as_json: bool, value: Any, line: str = "", *useful: str) -> None:
     if as_json:
         print(json.dumps(value, indent=1, default=str))
         return
-    print(line, file=sys.stderr)
-    for command in useful:
-        print(f"  {command}", file=sys.stderr)
+    for each in (line, *(f"  {command}" for command in useful)):
+        say(each)
 
 
 def ended(job: Job, detached: bool, pass_exit_code: bool) -> None:

@@ -216,14 +216,21 @@ def test_where_what_is_said_cannot_be_written_it_says_what_is_left(cli: Cli) -> 
         done = subprocess.run(["sh", "-c", line], cwd=cli.folder, env=cli.env(None), stderr=-1, text=True, timeout=240)
         return done.returncode, done.stderr
 
-    up(cli)
+    code, said = into_nothing("up s --provider local --yes --json >/dev/full")
+    assert code == 4 and "what is said can't be written" in said and "s is up" in said, said
+    assert into_nothing("status s --json 2>/dev/full") == (0, "") and into_nothing("down none 2>/dev/full") == (2, "")
+    for words in ("offers --provider aliyun --json", "schema"):
+        code, said = into_nothing(f"{words} >/dev/full")
+        assert code == 4 and "what is said can't be written" in said and "Traceback" not in said, said
     code, said = into_nothing("run -- sh -c 'echo there; until [ -e over ]; do sleep 0.1; done' >/dev/full")
     assert code == 4 and "what is said can't be written: No space left" in said and "Traceback" not in said
     assert "job 1 runs on" in said and "`orchestrate stop s -j 1` ends it" in said and "s is up" in said
     cli("stop", "s", "-j", "1", code=None)
     assert into_nothing("status >&- <&-") == (0, "")
-    code, said = into_nothing("down s --yes >&-")
+    code, said = into_nothing("down s --yes >&- 2>/dev/full")
     assert code == 0 and survivors(cli.home) == [], said
+    code, said = into_nothing("status --json >/dev/full")
+    assert code == 3 and "; nothing is left" in said
 
 
 def test_a_machine_that_expired_is_said(cli: Cli, eventually: Callable[..., Any]) -> None:
