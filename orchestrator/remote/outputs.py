@@ -122,20 +122,30 @@ def matches(top: str, parts: list[str], skipped: list[str]) -> Iterator[str]:
         yield from matches(top, rest, skipped)
     try:
         names = sorted(os.listdir(top)) if glob.has_magic(first) else [first]
+    except (FileNotFoundError, NotADirectoryError):  # renamed or removed meanwhile
+        return
     except OSError:
+        skipped.append(top)
         return
     for name in names:
         inner = os.path.join(top, name)
         hidden = name == ".." or (name.startswith(".") and not first.startswith("."))
-        if hidden or not fnmatch.fnmatchcase(name, first) or not os.path.lexists(inner):
+        if hidden or not fnmatch.fnmatchcase(name, first):
             continue
-        if os.path.islink(inner):
+        try:
+            kind = os.lstat(inner).st_mode
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # no file can be called so
+            continue
+        except OSError:
+            skipped.append(inner)
+            continue
+        if stat.S_ISLNK(kind):
             if not rest or not glob.has_magic(first):
                 skipped.append(inner)
         elif first == "**":
-            if os.path.isdir(inner):
+            if stat.S_ISDIR(kind):
                 yield from matches(inner, parts, skipped)
-        elif not rest or os.path.isdir(inner):
+        elif not rest or stat.S_ISDIR(kind):
             yield from matches(inner, rest, skipped)
 
 

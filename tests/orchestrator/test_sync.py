@@ -771,11 +771,12 @@ def test_folders_may_lie_deeper_than_files_may_be_open(
         subprocess.run(["rm", "-rf", results / "outputs", machine.folder(1) / "work"], check=True)
 
 
-def test_what_lies_too_deep_to_be_read_is_named(machine: Machine, results: Path) -> None:
+@pytest.mark.parametrize("pattern", ["outputs", "outputs/**/?"])
+def test_what_lies_too_deep_to_be_read_is_named(machine: Machine, results: Path, pattern: str) -> None:
     name = "x" * 200
     try:
         machine.ran(1, f"cd outputs; echo a > a; for n in $(seq 25); do mkdir {name}; cd {name}; done; echo b > b")
-        pulled = Outputs(results).pull(machine.wire, 1, ["outputs"], final=True)
+        pulled = Outputs(results).pull(machine.wire, 1, [pattern], final=True)
         assert set(pulled.files) == {"outputs/a"}
         assert len(pulled.skipped) == 1 and pulled.skipped[0].startswith(f"outputs/{name}/{name}")
     finally:
