@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import threading
@@ -106,6 +107,8 @@ def status_of(said: dict[str, Any]) -> dict[str, Any]:
         if said["state"] not in STATES or said.get("code") not in (None, *range(256)):
             raise ValueError(said)
         times = {name: float(said[name]) for name in ("started_at", "ended_at") if said.get(name) is not None}
+        if not all(map(math.isfinite, times.values())):
+            raise ValueError(said)
         return {**said, "reason": str(said.get("reason", ""))[:1000], **times}
 
 
@@ -121,7 +124,7 @@ def news(
     with understood():
         told = said["progress"] if isinstance(said["progress"], dict) else None
         size, start = int(said["size"]), int(said.get("start", offset))
-        if not offset <= start <= max(size, offset):
+        if not offset <= start <= max(size, offset) < 1 << 62:
             raise ValueError(said)
         return {"status": status_of(said["status"]), "progress": told, "size": size, "start": start}, data
 

@@ -42,7 +42,7 @@ def news(status: Any, data: bytes = b"", size: Any = None, progress: Any = None)
 NONSENSE: list[Any] = [
     None, 7, "running", [], {}, {"state": None}, {"state": "closed"}, {"state": ["running"]}, {**ENDED, "code": "x"},
     {**ENDED, "code": 1 << 70}, {**ENDED, "code": -1}, {**ENDED, "ended_at": {}}, {**ENDED, "started_at": "soon"},
-    {**ENDED, "ended_at": 10**400},
+    {**ENDED, "ended_at": 10**400}, {**ENDED, "ended_at": "inf"}, {**ENDED, "started_at": "nan"},
 ]  # fmt: skip
 
 
@@ -118,6 +118,12 @@ def test_who_waits_for_the_jobs_before_is_told_so_once(store: Store, job: Job) -
     watcher: Any = SimpleNamespace(say=said.append, log=None, progress=None)
     assert jobs.follow(host, store, store.reread(job), watcher, 0, 3600).state == "succeeded"
     assert said == ["job 1: it waits for the jobs before it"]
+
+
+def test_a_log_that_would_begin_where_no_file_can_is_refused(store: Store, job: Job) -> None:
+    far = ok({"status": RUNNING, "progress": None, "size": 1 << 70, "start": 1 << 69}) + frame(b"D", b"x") + frame(b"E")
+    with pytest.raises(Refused):
+        jobs.bring_log(false_wire(far), store, job)
 
 
 @pytest.mark.parametrize("progress", [[1], 7, "x", True])
