@@ -45,6 +45,7 @@ MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
 CAME = ".orchestrate-came"  # in a results folder while its job runs: what of the machine's files is there
 OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "usage.jsonl", CAME})  # there, too
 SLOW = 50e6  # bytes a second, of a disk that is in no hurry
+MADE = 500  # files a second of a tree, on such a disk
 FAST = 32e6  # bytes a second; no line with more of them is called slow
 LOOK_S, WORTH_S = 2.0, 4.0  # so long a transfer is looked at; and so long it has to last yet
 FRESH_S = 2.0  # what was written to since may be half written
@@ -174,7 +175,8 @@ def send(wire: Wire, trees: Sequence[Tree], missing: dict[str, int], begun: dict
     meter.hurries = wire.can_widen
     try:
         made = [(tree.id, tree.entries) for tree in trees]
-        wire.put(metered(stream(origins, missing, begun), meter), meter.total, made)
+        make_s = sum(sum(tree.sizes.values()) / SLOW + len(tree.entries) / MADE for tree in trees)  # some are copies
+        wire.put(metered(stream(origins, missing, begun), meter), meter.total, made, make_s)
     except MachineError as error:
         if error.kind == "damaged" and not begun:
             for tree in trees:

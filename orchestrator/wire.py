@@ -188,10 +188,7 @@ class Wire:
     def call(self, op: str, patience_s: float = 0, **arguments: Any) -> Any:
         """Asks and returns the answer, waiting `patience_s` longer than usual. Raises MachineError, Unreachable."""
         self._write(frame(b"J", json.dumps({"op": op, **arguments}).encode()))
-        self.channel.settimeout(self.timeout_s + patience_s)
-        answer = self._answer()
-        self.channel.settimeout(self.timeout_s)
-        return answer
+        return self._answer(patience_s)
 
     def follow(self, **arguments: Any) -> tuple[Any, bytes]:
         """The agent's `follow`: the state, and what is new of the log (at most 1 MiB)."""
@@ -217,11 +214,15 @@ class Wire:
             yield "head", head
 
     def put(
-        self, blobs: Iterable[tuple[dict[str, Any], Iterable[bytes]]], size: int = 0, trees: Sequence[Any] = ()
+        self,
+        blobs: Iterable[tuple[dict[str, Any], Iterable[bytes]]],
+        size: int = 0,
+        trees: Sequence[Any] = (),
+        patience_s: float = 0,
     ) -> int:
         """The agent's `put`: heads with what follows each, for which it makes room, and trees of that.
 
-        Returns how many blobs it took. Raises MachineError.
+        Returns how many blobs it took; waits for that `patience_s` longer than usual. Raises MachineError.
         """
         self._write(frame(b"J", json.dumps({"op": "put", "bytes": size, "trees": trees}).encode()))
         batch = bytearray()
@@ -239,7 +240,7 @@ class Wire:
                     self._write(batch)
                     batch.clear()
         self._write(batch + frame(b"E"))
-        return int(self._answer()["taken"])
+        return int(self._answer(patience_s)["taken"])
 
     @contextlib.contextmanager
     def _in_step(self) -> Iterator[None]:
@@ -302,8 +303,10 @@ class Wire:
                 return
             yield kind, body
 
-    def _answer(self) -> Any:
+    def _answer(self, patience_s: float = 0) -> Any:
+        self.channel.settimeout(self.timeout_s + patience_s)
         answer = parse(self._receive()[1])
+        self.channel.settimeout(self.timeout_s)
         if "ok" in answer:
             return answer["ok"]
         raise machine_error(answer)

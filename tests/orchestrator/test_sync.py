@@ -185,6 +185,22 @@ def test_a_push_sends_only_what_is_not_there(machine: Machine, project: Path) ->
     assert (there / "big").read_bytes() == (project / "big").read_bytes() and (there / "b/same").read_text() == "a"
 
 
+def test_a_tree_that_takes_long_to_be_made_is_waited_for(machine: Machine, project: Path) -> None:
+    """Each executable is a copy; on a disk of Windows each file is one."""
+    for number in range(3000):
+        (project / str(number)).touch(mode=0o755)
+    wire: Any = machine.wire
+    put = wire.put
+
+    def hurried(*words: Any) -> int:
+        wire.timeout_s = 0.1
+        return put(*words)
+
+    wire.put = hurried
+    pushed = sync.push(wire, worktree.read_tree(project, worktree.every_file(project)))
+    assert len(os.listdir(machine.root / "trees" / pushed.tree)) == 3000
+
+
 @pytest.mark.parametrize("how", ["changed", "shrunk", "gone"])
 def test_a_file_that_changes_while_it_is_sent_is_not_taken(machine: Machine, project: Path, how: str) -> None:
     (project / "a").write_bytes(b"x" * 1000)
