@@ -292,7 +292,8 @@ def is_there(name: str, folder: int) -> bool:
 def mark_as_come(file: int, path: str) -> None:
     """Gives the open file the time of now, to the millisecond, with the digits of that path."""
     now = time.time_ns()
-    os.utime(file, ns=(now, now // (TICK_NS * TICKS) * TICK_NS * TICKS + digits(path)))
+    with contextlib.suppress(OSError):  # a share of another computer may let nobody set them; see `keep`
+        os.utime(file, ns=(now, now // (TICK_NS * TICKS) * TICK_NS * TICKS + digits(path)))
 
 
 def is_as_it_came(info: os.stat_result, path: str) -> bool:

@@ -825,6 +825,21 @@ def test_what_a_person_has_edited_at_home_is_kept_beside(machine: Machine, resul
     assert beside == ["notes.mine now", "notes.mine.2 now"] and said[0].startswith("outputs/notes was changed here")
 
 
+def test_results_come_home_to_a_disk_on_which_nobody_may_set_times(
+    machine: Machine, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    machine.ran(1, "cd outputs; echo 1 > small; head -c 100000 /dev/zero > large")
+    for word in ("1", "2"):
+        (machine.folder(1) / "work/outputs/small").write_text(f"{word}\n")
+        for final in (False, True):
+            Outputs(results).pull(machine.wire, 1, ["outputs"], final)
+        assert everything(results) == everything(machine.folder(1) / "work")
+
+
 @pytest.mark.parametrize("name", ["n" * 253, "数" * 85], ids=["n", "数"])
 def test_what_is_kept_beside_has_a_name_that_the_disk_takes(machine: Machine, results: Path, name: str) -> None:
     machine.ran(1, f"cd outputs; echo 1 | tee {name} other")
