@@ -151,8 +151,8 @@ class Search:
         """Tells the study, and whoever watches; a search without hope begins no more trials."""
         if outcome.state == "lost" and outcome.reason == KILLED:
             self.killed[space.in_words(values)] += 1
-            if self.killed[space.in_words(values)] == MOST_KILLED:
-                outcome = Outcome("failed", f"{outcome.reason}, {MOST_KILLED} times: does the job do that?")
+            if (times := self.killed[space.in_words(values)]) >= MOST_KILLED:
+                outcome = Outcome("failed", f"{outcome.reason}, {times} times: does the job do that?")
         self.study.tell(number, outcome.state, outcome.reason, outcome.value)
         self.failures = self.failures + 1 if outcome.state == "failed" else 0
         self.losses += outcome.state == "lost"

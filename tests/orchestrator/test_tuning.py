@@ -330,16 +330,17 @@ def test_one_that_diverged_is_pruned_one_that_failed_is_not_and_one_that_was_los
 
 
 def test_a_trial_whose_job_ends_its_own_supervisor_each_time_has_failed(file: Path) -> None:
-    made = study(file, "killed", params={"a": "1"}, sampler="grid")
+    made = study(file, "killed", params={"a": "1"}, sampler="random")
     search: Any = searching.Search.__new__(searching.Search)
     search.study, search.wish, search.watcher, search.over = made, made.wish, Told(), ""
     search.failures, search.losses, search.killed = 0, 0, Counter()
     for reason in ("preempted: the cloud took it back", *["its supervisor was killed"] * 2):
         search.tell(*made.ask([0, 0]), trials.Outcome("lost", reason))
         assert made.rows({}) == [], "it is asked for again"
-    search.tell(*made.ask([0, 0]), trials.Outcome("lost", "its supervisor was killed"))
+    for _ in range(2):  # the same values may be chosen anew
+        search.tell(*made.ask([0, 0]), trials.Outcome("lost", "its supervisor was killed"))
     assert [(row.state, row.reason) for row in made.rows({})] == [
-        ("failed", "its supervisor was killed, 3 times: does the job do that?")
+        ("failed", f"its supervisor was killed, {times} times: does the job do that?") for times in (3, 4)
     ]
 
 
