@@ -241,7 +241,7 @@ def sessions_table(all_seen: list[Seen]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
     table = Table("SESSION", "PROVIDER", "MACHINE", "STATE", "ENDS", "COST", box=SIMPLE_HEAD)
     jobs = Table("SESSION", "JOB", "STATE", "COMMAND", box=SIMPLE_HEAD)
     jobs.add_column("RESULTS", overflow="fold")
@@ -272,7 +272,7 @@ def sessions_table(all_seen: list[Seen]) -> None:
         console.print(jobs)
     for seen in all_seen:
         if seen.problem:
-            console.print(f"{seen.session.name}: {seen.problem}", markup=False)
+            console.print(clean(f"{seen.session.name}: {seen.problem}"))
 
 
 def offers_table(offers: list[Offer], problems: list[str]) -> None:
@@ -282,7 +282,7 @@ def offers_table(offers: list[Offer], problems: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
     table = Table("CLOUD", "REGION", "ZONE", "TYPE", "GPUS", "CPUS", "MEMORY", "PRICE", "STOCK", box=SIMPLE_HEAD)
     sources: list[str] = []
     rows = by_zones(offers)
@@ -309,7 +309,7 @@ def offers_table(offers: list[Offer], problems: list[str]) -> None:
     if len(rows) > SHOWN_OFFERS:
         lines.append(f"shown {SHOWN_OFFERS} of {len(rows)}; --json lists all")
     for line in [*lines, *problems]:
-        console.print(clean(line), markup=False, highlight=False)
+        console.print(clean(line), highlight=False)
 
 
 def leftovers_table(seen: Survey, chosen: list[Leftover]) -> None:
@@ -319,7 +319,7 @@ def leftovers_table(seen: Survey, chosen: list[Leftover]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = Console(width=None if sys.stdout.isatty() else 180, markup=False, emoji=False)
     if seen.left:
         table = Table("CLOUD", "REGION", "WHAT", "ID", "SESSION", "", "WHERE TO SEE IT", box=SIMPLE_HEAD)
         for one in seen.left:
@@ -333,7 +333,7 @@ def leftovers_table(seen: Survey, chosen: list[Leftover]) -> None:
     lines += [f"no answer {one}" for one in seen.unheard]
     lines += [f"not shown {name}, by any of its lists: {', '.join(kinds)}" for name, kinds in seen.blind.items()]
     for line in lines:
-        console.print(clean(line), markup=False, highlight=False)
+        console.print(clean(line), highlight=False)
 
 
 def by_zones(offers: list[Offer]) -> list[tuple[Offer, str]]:

@@ -86,7 +86,7 @@ def table(search: Search, again: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
     rows = search.rows()
     best = search.study.best(rows)
     shown = Table("TRIAL", *search.wish.params, search.wish.metric.upper(), "SECONDS", "STATE", box=SIMPLE_HEAD)
@@ -103,8 +103,8 @@ def table(search: Search, again: str) -> None:
         shown.add_row(*(Text(clean(cell)) for cell in cells), style="bold" if row == best else "")
     console.print(shown)
     if best:
-        console.print(f"best: {said(best, search.wish.metric)}", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"  {clean(search.repeated(best))}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"best: {said(best, search.wish.metric)}", highlight=False, soft_wrap=True)
+        console.print(f"  {clean(search.repeated(best))}", highlight=False, soft_wrap=True)
     if search.over:
         search.watcher.say(f"ended: {search.over}")
     done = sum(row.state != "running" for row in rows)

@@ -203,3 +203,9 @@ def test_a_file_in_the_folder_that_the_output_goes_to_is_not_sent(cli: Cli, own:
     names = ", ".join(sorted(files))
     assert said.count(f"not sent, since what is said here goes to it: {names}\n") == 1
     assert survivors(cli.home) == []
+
+
+def test_what_a_job_calls_itself_is_no_markup(cli: Cli) -> None:
+    cli("up", "s", "--provider", "local", "--yes")
+    cli("run", "--", "sh", "-c", "echo '[/b] :bug:' > $ORCHESTRATE_REASON; exit 3", code=10)
+    assert cli("status").out.count("[/b] :bug:") == 2
