@@ -237,19 +237,27 @@ class Host:
         return found
 
     def _lane(self, door: str, number: int) -> paramiko.Channel:
-        transport = self._connect()
-        self._lanes.append(transport)
+        channel = self._open_beside()
         try:
-            self._check_not_retired()
-            channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
             channel.settimeout(CONNECT_TIMEOUT_S)
             with understood():  # the door is the machine's word
                 self._start(channel, shlex.join(["exec", "python3", "-S", "-c", LANE, door, str(number)]))
             skip_greeting(channel)
         except BaseException:
-            transport.close()
+            channel.get_transport().close()
             raise
         return channel
+
+    def _open_beside(self) -> paramiko.Channel:
+        """A channel of a further connection. Raises Unreachable, Refused, OSError, EOFError, SSHException."""
+        transport = self._connect()
+        self._lanes.append(transport)
+        try:
+            self._check_not_retired()
+            return transport.open_session(timeout=CONNECT_TIMEOUT_S)
+        except BaseException:
+            transport.close()
+            raise
 
     def park(self, wire: Wire) -> None:
         """Keeps an agent that has answered all it was asked, for who asks next."""
@@ -322,7 +330,10 @@ class Host:
                 while self._parked:  # an agent that waits for who asks next makes room
                     self._parked.pop().close()
                 time.sleep(pause_s)
-            return self.channels.open()
+            for lane in [lane for lane in self._lanes if lane.is_active()]:
+                with contextlib.suppress(paramiko.ChannelException):
+                    return lane.open_session(timeout=CONNECT_TIMEOUT_S)
+            return self._open_beside()  # MaxSessions is of one connection, and those of ours are in use
         except (OSError, EOFError, paramiko.SSHException) as error:
             self.close()
             raise Unreachable(f"{self} opens no channel: {str(error) or 'no answer'}") from error

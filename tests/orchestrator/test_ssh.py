@@ -421,7 +421,7 @@ def test_the_next_channel_is_opened_beside_a_command_from_the_second_on(
 
 
 @pytest.mark.parametrize("server", ["openssh"], indirect=True)
-def test_a_server_with_room_for_one_session_serves_one_after_the_other(rig: Rig) -> None:
+def test_a_server_with_room_for_one_session_serves_one_after_the_other_and_two_over_two_connections(rig: Rig) -> None:
     config = local.files_of(rig.folder).folder / "sshd_config"
     config.write_text(config.read_text().replace("MaxSessions 1000", "MaxSessions 1"))
     with rig.host() as host:
@@ -431,6 +431,7 @@ def test_a_server_with_room_for_one_session_serves_one_after_the_other(rig: Rig)
             with host.agent() as wire:
                 assert wire.call("jobs") == {}
         assert host.run(["echo", "an agent makes room"]) == "an agent makes room" and host.channels is channels
-        with host.agent(), pytest.raises(Unreachable, match="opens no channel"):
-            host.run(["true"])
-        assert host.run(["echo", "on a new connection"]) == "on a new connection"
+        with host.agent() as wire:
+            for _ in range(3):
+                assert host.run(["echo", "beside an agent at work"]) == "beside an agent at work"
+            assert wire.call("jobs") == {} and host.channels is channels and len(host._lanes) == 1
