@@ -327,13 +327,16 @@ def down(store: Store, name: str, watcher: Watcher, discard: bool = False) -> Se
     A machine whose results couldn't be brought home is kept, unless `discard`, which also takes the user's word on what
     no list of the cloud shows. Twice is a success twice.
     """
-    with store.lock(name), closed_on_record(store, name):
-        session = store.pick(name)
+    with contextlib.ExitStack() as holding:
+        with kept_as_it_is(name):
+            holding.enter_context(store.lock(name))
+            session = store.pick(name)
+        holding.enter_context(closed_on_record(store, name))
         cloud = load_cloud(session.provider, session.simulated)
         if discard:
             cloud.believe(session.folder)
         else:
-            with kept_with_results(session):
+            with kept_as_it_is(name):
                 bring_everything_home(store, session, cloud, watcher)
         return take_away(store, session, cloud, watcher, discard)
 
@@ -356,21 +359,20 @@ def closed_on_record(store: Store, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_with_results(session: Session) -> Iterator[None]:
+def kept_as_it_is(name: str) -> Iterator[None]:
     """What goes wrong before the machines are ended leaves them there: an error that doesn't say so does here."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(session.name) from interrupt  # whose jobs may have been told to stop
+        raise KeyboardInterrupt(name) from interrupt  # whose jobs may have been told to stop
     except Refused as error:
-        raise Refused(f"{error}; {session.name!r} is kept, and goes on costing what it costs", error.hint) from error
+        raise Refused(f"{error}; {name!r} is kept, and goes on costing what it costs", error.hint) from error
     except (OrchestrateError, OSError) as error:  # OSError: a full disk
         if isinstance(error, OrchestrateError) and error.exit_code != OrchestrateError.exit_code:
             raise
         raise MayStillBill(
-            f"{error}; {session.name!r} is kept, and goes on costing what it costs",
-            getattr(error, "hint", "")
-            or f"try again; `orchestrate down {session.name} --discard` gives up what is not here",
+            f"{error}; {name!r} is kept, and goes on costing what it costs",
+            getattr(error, "hint", "") or f"try again; `orchestrate down {name} --discard` gives up what is not here",
         ) from error
 
 

@@ -59,9 +59,13 @@ def is_gone(session: Session, machine: MachineRow) -> bool:
 
 
 def missing(session: Session, machines: Sequence[MachineRow]) -> list[MachineRow]:
-    """Those of the session's machines that the cloud itself has no more. A cloud that doesn't answer says nothing."""
-    cloud, left = load_cloud(session.provider, session.simulated), list(machines)
+    """Those of the session's machines that the cloud itself has no more.
+
+    A cloud that doesn't answer says nothing; nor does one that only another version knows.
+    """
+    left = list(machines)
     try:
+        cloud = provider.load(session.provider, session.simulated)
         if cloud.lives:
             return [machine for machine in left if not cloud.lives(session.name, session.folder, machine.id)]
         for look in range(LOOKS):
@@ -69,7 +73,7 @@ def missing(session: Session, machines: Sequence[MachineRow]) -> list[MachineRow
                 time.sleep(LOOK_AGAIN_S if look else 0)
                 there = cloud.survivors(session.name, session.folder)
                 left = [machine for machine in left if not any(machine.id in one for one in there)]
-    except InfraError:
+    except (InfraError, OSError):
         return []
     return left
 

@@ -67,6 +67,10 @@ CREATE VIEW IF NOT EXISTS costs AS
           FROM machines m JOIN sessions s ON s.id = m.session);
 """
 MEND = "it is where sessions are remembered: free some space, mend its permissions, or set ORCHESTRATE_HOME"
+DAMAGED = (
+    "move it aside, its -wal too: `orchestrate sweep` then finds by its tag what is still in the clouds, and "
+    "`orchestrate up NAME --provider local`, then `down`, what still runs here"
+)
 RECORD, MEMORY = "record.db", "/dev/shm"  # noqa: S108  # Linux has it in memory
 KEPT = "kept"  # in a session's folder: what jobs that outlive their machines were begun with
 ENDED = ("succeeded", "failed", "stopped", "lost")
@@ -191,6 +195,12 @@ def stored(path: Path) -> str | bytes:
         return name
 
 
+def way_out(error: Exception) -> str:
+    """What to do where the record can't be used for that reason."""
+    usable = isinstance(error, (OSError, sqlite3.OperationalError))  # by SQLite, once there is room, or leave
+    return MEND if usable else DAMAGED
+
+
 def path_of(name: str | bytes) -> Path:
     """A path that was `stored`."""
     return Path(os.fsdecode(name.encode("utf-8") if isinstance(name, str) else name))
@@ -217,8 +227,8 @@ def _kept(session: Session, job: Job) -> str:
 
 def home() -> Path:
     """The folder of the record and of every session: $ORCHESTRATE_HOME, else the platform's place for user data."""
-    if "ORCHESTRATE_HOME" in os.environ:
-        return Path(os.environ["ORCHESTRATE_HOME"]).expanduser().absolute()
+    if chosen := os.environ.get("ORCHESTRATE_HOME"):  # empty, it would be whatever folder a command runs in
+        return Path(chosen).expanduser().absolute()
     import platformdirs
 
     return platformdirs.user_data_path("orchestrate")
@@ -277,7 +287,7 @@ class Store:
             self.file, self.problem = self._opened()
             self.db = self.file or read_elsewhere(self.folder / RECORD)  # or a copy in memory is used in its place
         except (OSError, sqlite3.Error) as error:
-            raise OrchestrateError(f"the record in {self.folder} can't be used: {error}", MEND) from error
+            raise OrchestrateError(f"the record in {self.folder} can't be used: {error}", way_out(error)) from error
         finally:
             os.umask(old_mask)
 
@@ -340,7 +350,7 @@ class Store:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise OrchestrateError(f"the record in {self.folder} can't be {how}: {error}", MEND) from error
+            raise OrchestrateError(f"the record in {self.folder} can't be {how}: {error}", way_out(error)) from error
 
     # ---- sessions ----
 

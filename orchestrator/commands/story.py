@@ -19,8 +19,8 @@ from orchestrator.commands.flags import (
     with_machine,
 )
 from orchestrator.commands.reading import picked, read, session_name, store
-from orchestrator.commands.telling import done, ended, job_json, session_json, told
-from orchestrator.errors import MayStillBill, OrchestrateError, UsageError
+from orchestrator.commands.telling import done, ended, job_json, seen, session_json, told
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.config.fields import Config
@@ -115,10 +115,10 @@ def recover(
         ttl_s, most = extension.parse_ttl(ttl) if ttl else None, extension.parse_budget(budget)
         records = store()
         session = records.pick(name)
-        seen = recovery.resume(records, session, records.job(session, job), watcher, ttl_s, most)
+        resumed = recovery.resume(records, session, records.job(session, job), watcher, ttl_s, most)
         watcher.close()
-        done(as_json, job_json(seen), f"job {seen.number} {seen.state}")
-        ended(seen, False, pass_exit_code)
+        done(as_json, job_json(resumed), f"job {resumed.number} {resumed.state}")
+        ended(resumed, False, pass_exit_code)
 
 
 def down(
@@ -132,14 +132,13 @@ def down(
         from orchestrator import lifecycle
         from orchestrator.report import cost
 
-        try:
+        with seen():
             records = store()
-        except OrchestrateError as error:
-            raise MayStillBill(f"{error}: what is open can't be seen, and may be billed", error.hint) from error
-        if name is None and not records.sessions():
-            done(as_json, None, "no session is open; nothing is left")
+            opened, closed = records.sessions(), records.closed_before(name)
+        if name is None and not opened:
+            known = "nothing is left" if records.sessions(every=True) else f"none is known in {records.folder}"
+            done(as_json, None, f"no session is open; {known}")
             return
-        closed = records.closed_before(name)
         if closed is None:
             session = records.pick(name)
             running = [job for job in records.jobs(session) if not job.ended]

@@ -40,14 +40,27 @@ def told(yes: bool, as_json: bool) -> Iterator[Terminal]:
     except BrokenPipeError:
         raise typer.Exit(141) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and error.filename is None:
             raise
         watcher.close()
         left, file = what_is_open(), error.filename or "what is said"
         kind = OrchestrateError if left == NOTHING else MayStillBill
-        fail(kind(f"{file} can't be written: {error.strerror}; {left}", "free some space"), as_json)
+        what, way_out = ("written", "free some space") if full else ("used", "mend what is there, then try again")
+        fail(kind(f"{file} can't be {what}: {error.strerror}; {left}", way_out), as_json)
     finally:
         watcher.close()
+
+
+@contextmanager
+def seen() -> Iterator[None]:
+    """Around a look at what is open: who can't see it can't say that nothing is billed. Raises MayStillBill."""
+    try:
+        yield
+    except OrchestrateError as error:
+        if error.exit_code != OrchestrateError.exit_code:
+            raise
+        raise MayStillBill(f"{error}: what is open can't be seen, and may be billed", error.hint) from error
 
 
 def what_is_open(ending: str = "") -> str:

@@ -312,6 +312,62 @@ def test_a_record_that_is_no_database(cli: Cli) -> None:
     assert "record" in cli("status", code=3).err
     assert "may be billed" in cli("down", code=4).err  # who can't see can't say that nothing is left
     (cli.home / "record.db").unlink()
+    assert f"none is known in {cli.home}" in cli("down").err
+
+
+def test_a_record_that_is_damaged_or_cannot_be_locked_says_what_may_be_billed(cli: Cli) -> None:
+    up(cli)
+    with contextlib.closing(sqlite3.connect(cli.home / "record.db")) as record:
+        record.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    whole = (cli.home / "record.db").read_bytes()
+    (cli.home / "record.db").write_bytes(whole[:4096] + b"\xaa" * 8192 + whole[12288:])
+    assert "malformed" in cli("status", code=3).err
+    refused = cli("down", code=4).err
+    assert "may be billed" in refused and "`orchestrate sweep`" in refused
+    (cli.home / "record.db").write_bytes(whole)
+    shutil.rmtree(cli.home / "locks")
+    (cli.home / "locks").write_text("a file")
+    assert "'s' is kept, and goes on costing" in cli("down", "s", code=4).err
+    (cli.home / "locks").unlink()
+    assert "nothing is left" in cli("down", "s").err
+
+
+def test_a_launch_that_cannot_take_its_machine_down_says_what_goes_on_costing(
+    cli: Cli, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    script = f"echo on > outputs/it; until [ -e {tmp_path}/go ]; do sleep 0.1; done"
+    process = cli.start("launch", "--provider", "local", "-n", "s", "--", "sh", "-c", script)
+    eventually(lambda: list(cli.home.glob("sessions/s/machine/home/.orchestrate/jobs/*/work/outputs/it")))
+    shutil.rmtree(cli.home / "locks")
+    (cli.home / "locks").write_text("a file")
+    (tmp_path / "go").touch()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 4 and b"'s' is kept, and goes on costing" in err, err
+    (cli.home / "locks").unlink()
+    cli("down", "s")
+
+
+def test_a_session_of_a_cloud_that_only_another_version_knows_hides_no_other(cli: Cli) -> None:
+    up(cli)
+    with contextlib.closing(sqlite3.connect(cli.home / "record.db")) as record, record:
+        record.execute("INSERT INTO sessions SELECT 9, 'n', 'nube', state, folder, 1, 2, 3, 0, 4, '' FROM sessions")
+        columns = "host, port, user, host_key, region, instance_type, price_per_hour, currency, created_at"
+        record.execute(f"INSERT INTO machines (id, session, {columns}) SELECT 'i-9', 9, {columns} FROM machines")
+    assert [session["name"] for session in cli("status", "--json").json] == ["s", "n"]
+    assert "there is no provider 'nube'" in cli("down", "n", code=2).err
+    with contextlib.closing(sqlite3.connect(cli.home / "record.db")) as record, record:
+        record.execute("UPDATE sessions SET state = 'closed' WHERE name = 'n'")
+
+
+def test_what_cannot_be_read_in_a_sessions_folder_is_an_error_as_any_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "home"))
+    with pytest.raises(typer.Exit) as left, told(False, False):
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home").read_text()
+    assert left.value.exit_code == 3
+    assert f"error: {tmp_path}/home can't be used: Is a directory" in capsys.readouterr().err
 
 
 def test_errors_come_as_json_where_json_was_asked_for(cli: Cli) -> None:

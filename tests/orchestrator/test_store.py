@@ -21,7 +21,7 @@ from orchestrator import jobs, sshconfig
 from orchestrator.bucket import run_json
 from orchestrator.errors import Locked, OrchestrateError, UsageError
 from orchestrator.report import cost
-from orchestrator.store import MachineRow, Session, Store
+from orchestrator.store import MachineRow, Session, Store, home
 from tests.conftest import REPOSITORY
 from tests.orchestrator.machines import fill, small_disk
 
@@ -377,7 +377,7 @@ def test_a_broken_record_is_said(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.db").write_bytes(content)
     with pytest.raises(OrchestrateError, match="can't be used") as error:
         Store(tmp_path)
-    assert "ORCHESTRATE_HOME" in error.value.hint and (tmp_path / "record.db").read_bytes() == content
+    assert "`orchestrate sweep`" in error.value.hint and (tmp_path / "record.db").read_bytes() == content
 
 
 def test_a_record_that_breaks_later_is_said(store: Store) -> None:
@@ -390,7 +390,15 @@ def test_a_record_that_breaks_later_is_said(store: Store) -> None:
     with pytest.raises(OrchestrateError) as error:
         broken = Store(store.folder)
         broken.sessions(every=True)
-    assert "ORCHESTRATE_HOME" in error.value.hint
+    assert "`orchestrate sweep`" in error.value.hint
+
+
+def test_an_empty_name_of_the_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each folder that a command runs in would have a record of its own."""
+    monkeypatch.delenv("ORCHESTRATE_HOME", raising=False)
+    usual = home()
+    monkeypatch.setenv("ORCHESTRATE_HOME", "")
+    assert home() == usual
 
 
 def test_a_record_of_another_form_is_said(tmp_path: Path) -> None:
