@@ -523,7 +523,8 @@ class Store:
         running = [
             f"job {job.number} may have been told to stop already: `orchestrate down {session.name}` goes on"
             if session.name == ending
-            else f"job {job.number} runs on: {self.comes_back(session, job)} comes back to it, "
+            else f"job {job.number} {'may run' if job.state == 'submitting' else 'runs on'}: "
+            f"{self.comes_back(session, job)} comes back to it, "
             f"`orchestrate stop {session.name} -j {job.number}` ends it"
             for session in self.sessions()
             for job in self.jobs(session)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from orchestrator.config.quantities import BadItem, closest, parse_line, parse_mapping, shown
+from orchestrator.config.quantities import OURS, BadItem, closest, parse_line, parse_mapping, shown
 from orchestrator.errors import UsageError
 
 SAMPLERS = ("tpe", "random", "grid")
@@ -83,6 +83,9 @@ def parse_parameters(value: object) -> dict[str, str | tuple[str, ...]]:
             parse(str(key), text)
         except ValueError as error:
             raise BadItem(str(key), str(error)) from None
+        variable = Parameter(str(key)).variable
+        if same := next((name for name in items if Parameter(name).variable == variable), None):
+            raise BadItem(str(key), f"is in ${variable}, and so is {same}; rename one of them")
         items[str(key)] = text
     return items
 
@@ -123,11 +126,13 @@ def one_of(words: tuple[str, ...], kind: str, value: object) -> str:
 
 def parse(name: str, value: str | tuple[str, ...]) -> Parameter:
     """One parameter. Raises ValueError."""
-    if not re.match(NAME, name):
+    if not re.fullmatch(NAME, name):
         bare = "; leave the dashes out" if name.startswith("-") else ""
         raise ValueError(
             f"{shown(name)} can't be a parameter's name: letters, digits, - _ and . , a letter first{bare}"
         )
+    if name.startswith(OURS):
+        raise ValueError(f"names that start with {OURS} are set by orchestrate itself; choose another name")
     if isinstance(value, tuple) or "," in value or ":" not in value:
         values = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
         if not all(values):

@@ -183,11 +183,11 @@ class Study:
     def report(self, number: int, values: Mapping[int, float], judged: bool = True) -> bool:
         """Takes down a running trial's metric, by the count of its values; if it is judged, whether it is without hope.
 
-        Raises OrchestrateError.
+        Of many values only some are taken down: each is written to the file. Raises OrchestrateError.
         """
         with self.usable():
             known = max(self.study.get_trials(deepcopy=False)[number].intermediate_values, default=0)
-            new = sorted(step for step in values if step > known and math.isfinite(values[step]))
+            new = sorted(step for step in values if step > known and is_kept(step) and math.isfinite(values[step]))
             if not new:
                 return False
             trial = self.trial(number)
@@ -238,6 +238,11 @@ class Study:
         return max(
             (row for row in rows if row.value is not None), key=lambda row: sign * (row.value or 0), default=None
         )
+
+
+def is_kept(step: int) -> bool:
+    """Whether a value of that count is taken down: each of the first hundred, and 90 of each ten times as many."""
+    return step % int(10 ** max(len(str(step)) - 2, 0)) == 0
 
 
 def connected(path: Path) -> sqlite3.Connection:

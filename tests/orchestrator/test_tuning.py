@@ -64,11 +64,18 @@ def test_a_parameter_is_read(text: Any, expected: Parameter) -> None:
         ("p", "1,2,1", "listed twice"),
         ("--lr", "1,2", "leave the dashes out"),
         ("l r", "1,2", "can't be a parameter's name"),
+        ("lr\n", "1,2", "can't be a parameter's name"),
+        ("ORCHESTRATE_OUTPUTS", "1,2", "set by orchestrate itself"),
     ],
 )
 def test_what_is_no_parameter_is_said_plainly(name: str, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse(name, text)
+
+
+def test_parameters_whose_values_would_be_in_one_variable_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"ORCHESTRATE_PARAM_BATCH_SIZE.* batch-size"):
+        space.parse_parameters({"batch-size": "1,2", "lr": "1,2", "batch_size": "1,2"})
 
 
 def test_a_grid_is_every_value() -> None:
@@ -470,6 +477,14 @@ def test_a_trial_below_the_others_is_without_hope_and_says_how_it_stood(file: Pa
     freely = study(file, "median", metric="acc")  # the same search, of which nobody is to be pruned any more
     number, _ = freely.ask([0, 0])
     assert not freely.report(number, {1: 0.1, 2: 0.1, 3: 0.1})
+
+
+def test_of_a_trial_that_says_a_million_values_some_are_taken_down(file: Path) -> None:
+    made = study(file, "million", prune="median", metric="acc")
+    number, _ = made.ask([0, 0])
+    assert not made.report(number, dict.fromkeys(range(1, 1000001), 0.5))
+    kept = sorted(made.study.get_trials()[number].intermediate_values)
+    assert kept[:100] == list(range(1, 101)) and kept[-2:] == [990_000, 1_000_000] and len(kept) < 500
 
 
 def test_hyperband_ends_what_is_worst(file: Path) -> None:
