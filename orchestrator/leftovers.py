@@ -15,6 +15,7 @@ from infra.errors import InfraError, MissingTool, NoCredentials
 from infra.provider import Survivor
 from orchestrator.config import quantities as q
 from orchestrator.errors import MayStillBill, OrchestrateError, UsageError
+from orchestrator.interrupts import patience
 from orchestrator.session import load_cloud, mapped
 from orchestrator.store import Store
 
@@ -109,14 +110,15 @@ def remove(found: list[Leftover], simulate: bool, say: Callable[[str], None]) ->
     for one in found:
         wanted.setdefault((one.provider, one.thing.session), set()).add(one.thing.region)
     errors: list[OrchestrateError] = []
-    for (name, tag), regions in wanted.items():
-        try:
-            with mapped():
-                ends = load_cloud(name, simulate).sweep
-                assert ends is not None, "whatever finds things ends them too"
-                ends(tag, sorted(regions), say)
-        except OrchestrateError as error:  # the others go all the same
-            errors.append(error)
+    with patience(say):
+        for (name, tag), regions in wanted.items():
+            try:
+                with mapped():
+                    ends = load_cloud(name, simulate).sweep
+                    assert ends is not None, "whatever finds things ends them too"
+                    ends(tag, sorted(regions), say)
+            except OrchestrateError as error:  # the others go all the same
+                errors.append(error)
     if errors:
         raise MayStillBill("; ".join(map(str, errors)), next((error.hint for error in errors if error.hint), ""))
 

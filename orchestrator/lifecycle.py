@@ -123,7 +123,8 @@ def again(store: Store, session: Session, config: Config, clouds: Clouds, watche
     watcher.say(
         f"{session.name} is up already, as it was made, until {moment(session.expires_at)}; checking that it is ready"
     )
-    prepare(store, session, config, cloud, watcher)
+    with said_where_gone(session, *session.machines):
+        prepare(store, session, config, cloud, watcher)
     return session
 
 
@@ -193,7 +194,8 @@ def start(
         begun = snapshot.of(session, lost) if lost else None
         ready, load = check(fleet, store, session, config, argv, watcher, begun, sent)
         if lost is None:
-            job = payload.submit(store, session, config, fleet, ready, load, watcher, node, argv=argv)
+            with said_where_gone(session, *fleet.machines):
+                job = payload.submit(store, session, config, fleet, ready, load, watcher, node, argv=argv)
         else:
             job = payload.submit_again(store, session, fleet, ready, load, watcher, lost)
     watcher.say(f"job {job.number}: {job.command}")
@@ -315,7 +317,9 @@ def finish(
 def check_succeeded(job: Job) -> None:
     """Raises JobFailed for a job that didn't."""
     if job.state != "succeeded":
-        raise JobFailed(f"job {job.number} {job.state}: {job.reason}", f"its log: {job.where}/log.txt")
+        log = job.results / "log.txt"
+        hint = f"its log: {job.where}/log.txt" if log.exists() else f"`orchestrate status` knows job {job.number}"
+        raise JobFailed(f"job {job.number} {job.state}: {job.reason}", hint)
 
 
 # ---- down ---------------------------------------------------------------------------------------------------------

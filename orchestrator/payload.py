@@ -110,9 +110,10 @@ def submit(
     """Records the job, sends what it needs, queues it, on each machine; with `node` on that one, the fleet's only.
 
     What one that is to be brought back begins with (`argv`: the command line's words) is kept before a machine has it.
-    Raises OrchestrateError; then it is recorded as not started, and nothing is kept.
+    Raises OrchestrateError. What ends it before the job is on its way has it recorded as not begun, and keeps nothing;
+    after that, where its fate is unknown, it stays "submitting", and the next look at the machine tells.
     """
-    started = time.monotonic()
+    started, on_its_way = time.monotonic(), False
     results = config.workdir_path() / "results" / session.name
     job = store.add_job(session, run_id or uuid.uuid4().hex, load.spec.words, list(config.outputs), results, node)
     try:
@@ -123,14 +124,18 @@ def submit(
             bucket.note(job, config, session)
         if config.recover and node is None:
             snapshot.take(session, job, config, argv, load.trees, watcher.say)
+        on_its_way = True
         queue(fleet, session, job, load, ready, watcher)
         if store.reread(job).state == "submitting":  # from now on a machine that hasn't got it has lost it
             store.update_job(job, state="queued")
-    except Unreachable:
-        raise  # its fate is unknown: it stays "submitting", and the next look at the machine tells
-    except OrchestrateError as error:
-        store.update_job(job, state="failed", reason=f"could not be submitted: {error}"[:1000], pulled=1)
+    except BaseException as error:
+        if on_its_way and (isinstance(error, Unreachable) or not isinstance(error, OrchestrateError)):
+            raise
+        reason = f"could not be submitted: {str(error) or 'interrupted'}"[:1000]
+        store.update_job(job, state="failed", reason=reason, pulled=1)
         snapshot.drop(session, job)
+        if isinstance(error, KeyboardInterrupt):
+            watcher.say(f"job {job.number} was not begun: it was still being sent")
         raise
     return store.reread(job)
 

@@ -79,13 +79,13 @@ def missing(session: Session, machines: Sequence[MachineRow]) -> list[MachineRow
 
 
 @contextlib.contextmanager
-def said_where_gone(session: Session, machine: MachineRow) -> Iterator[None]:
-    """Where a machine doesn't answer since there is none any more, the error says so. Raises MachineGone."""
+def said_where_gone(session: Session, *machines: MachineRow) -> Iterator[None]:
+    """Where one of these doesn't answer since there is none any more, the error says so. Raises MachineGone."""
     try:
         yield
     except Unreachable as error:
-        if is_gone(session, machine):
-            raise gone(session, [machine]) from error
+        if ended := [] if isinstance(error, MachineGone) else missing(session, machines):
+            raise gone(session, ended) from error
         raise
 
 

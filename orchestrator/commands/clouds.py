@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any
 
+import typer
+
 from orchestrator.commands.flags import Arg, Json, NewName, Opt, Simulate, Yes, providers, with_machine
 from orchestrator.commands.reading import read, session_name, store
 from orchestrator.commands.telling import done, told
@@ -79,14 +81,20 @@ def sweep(
         from orchestrator import leftovers
         from orchestrator.report import leftovers_table
 
-        seen = leftovers.look(store(), leftovers.clouds(provider), leftovers.words(region), simulate, watcher.say)
-        found = leftovers.chosen(seen, sessions or [], everything)
-        if not as_json:
-            leftovers_table(seen, found)
-        if found and not dry_run:
+        try:
+            seen = leftovers.look(store(), leftovers.clouds(provider), leftovers.words(region), simulate, watcher.say)
+            found = leftovers.chosen(seen, sessions or [], everything)
+            if not as_json:
+                leftovers_table(seen, found)
             asks = sys.stdin.isatty() and not yes
-            if not yes and not (asks and watcher.confirms(f"remove {len(found)} of {len(seen.left)} things?")):
+            wanted = f"remove {len(found)} of {len(seen.left)} things?"
+            if found and not (dry_run or yes or (asks and watcher.confirms(wanted))):
                 raise UsageError("nothing was removed", "say yes, or --yes; --dry-run only shows")
+        except KeyboardInterrupt:  # of what is there the record knows nothing
+            watcher.close()
+            print("\ninterrupted; nothing was removed: `orchestrate sweep` begins anew", file=sys.stderr)
+            raise typer.Exit(130) from None
+        if found and not dry_run:
             leftovers.remove(found, simulate, watcher.say)
         leftovers.check_heard(seen)
         done(as_json, leftovers.as_json(seen, found), leftovers.summary(seen, found, dry_run))

@@ -458,6 +458,41 @@ def test_down_brings_home_what_the_others_have_of_a_job_whose_machine_is_lost(cl
     assert cli("status", "--all", "--json").json[0]["jobs"][0]["state"] == "lost"
 
 
+SENDING = """
+import os, signal, sys
+from orchestrator import cli, payload
+
+push, victim = payload.push, int(sys.argv.pop(1))
+
+def cut(*given):
+    os.kill(victim or os.getpid(), signal.SIGKILL if victim else signal.SIGINT)
+    push(*given)
+
+payload.push = cut
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("who", ["client", "machine"])
+def test_a_job_that_was_still_being_sent_is_none_that_runs_on(cli: Cli, who: str) -> None:
+    cli.write("orchestrate.yaml", "tools: []\n")
+    cli.write("large", "x" * (1 << 22))
+    cli("up", "s", "--provider", "local", "--yes")
+    server = next(one for one in processes.of_machine(machine_id(cli, 0)) if is_server(one.command))
+    words = ["0" if who == "client" else str(server.pid), "run", "--recover", "-n", "s", "--", "true"]
+    done = subprocess.run(
+        [sys.executable, "-c", SENDING, *words], cwd=cli.folder, env=cli.env(None), capture_output=True, timeout=120
+    )
+    said = done.stderr.decode()
+    if who == "client":
+        assert done.returncode == 130 and "job 1 was not begun" in said and "runs on" not in said, said
+    else:
+        assert done.returncode == 7 and "the machine of 's' has ended" in said and "next: " in said, said
+    [job] = Store(cli.home).jobs(Store(cli.home).pick("s"))
+    assert job.state == "failed" and "could not be submitted" in job.reason and job.pulled
+    assert "nothing is left" in cli("down", "s", "--yes").err
+
+
 def test_a_job_that_is_being_sent_is_no_job_that_never_came(cli: Cli) -> None:
     cli.write("orchestrate.yaml", "tools: []\n")
     cli("up", "s", "--yes")

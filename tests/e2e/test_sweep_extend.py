@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -229,6 +230,27 @@ def test_a_machine_whose_record_and_state_are_lost_is_found_and_ended(cli: Cli, 
     done = cli("sweep", "--simulate", "--provider", "aliyun", "--yes")
     assert machine.id in done.out and "nothing is left in aliyun" in done.err
     assert cloud.inventory() == []
+
+
+def test_a_sweep_that_is_interrupted_never_says_that_nothing_is_left(
+    cli: Cli, cloud: Simulator, eventually: Callable[..., Any]
+) -> None:
+    lost, words = left(cloud, here(cli, "lost")), ["sweep", "--simulate", "--provider", "aliyun", "--yes"]
+
+    def interrupted(call: str) -> tuple[int, str]:
+        before = len(cloud.calls())
+        cloud.fault(call, "delay", seconds=4)
+        process = cli.start(*words)
+        eventually(lambda: any(one.operation == call.split()[0] for one in cloud.calls()[before:]))
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+        return process.wait(120), process.communicate()[1].decode()
+
+    code, said = interrupted("list")
+    assert code == 130 and "nothing was removed: `orchestrate sweep`" in said and "nothing is left" not in said
+    assert [one.id for one in cloud.inventory()] == [lost]
+    code, said = interrupted("delete network")
+    assert code == 0 and "still taking" in said and cloud.inventory() == []
 
 
 def test_what_a_cloud_does_not_let_go_is_exit_code_4_and_named(cli: Cli, cloud: Simulator) -> None:
