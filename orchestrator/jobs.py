@@ -109,7 +109,8 @@ def status_of(said: dict[str, Any]) -> dict[str, Any]:
         times = {name: float(said[name]) for name in ("started_at", "ended_at") if said.get(name) is not None}
         if not all(map(math.isfinite, times.values())):
             raise ValueError(said)
-        return {**said, "reason": str(said.get("reason", ""))[:1000], **times}
+        reason = str(said.get("reason", ""))[:1000].encode(errors="replace").decode()  # a name there need not be text
+        return {**said, "reason": reason, **times}
 
 
 def news(
@@ -422,7 +423,7 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, "utf-8", "surrogateescape")
+        aside.write_text(text, "utf-8", "backslashreplace")
         aside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

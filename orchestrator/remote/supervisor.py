@@ -592,8 +592,8 @@ class Supervisor:
             )
 
     def say(self, line: str) -> None:
-        with contextlib.suppress(OSError), open(self.file("log"), "a", encoding="utf-8") as log:
-            log.write(f"[orchestrate] {line}\n")
+        with contextlib.suppress(OSError), open(self.file("log"), "ab") as log:
+            log.write(f"[orchestrate] {line}\n".encode(errors="backslashreplace"))
 
     def reserve_record(self) -> None:
         with open(self.file("exit.reserved"), "wb") as file:

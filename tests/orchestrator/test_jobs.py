@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,6 +62,21 @@ def test_a_state_that_is_none_is_refused_and_not_recorded(store: Store, job: Job
 def test_a_list_of_jobs_that_is_none_is_refused(store: Store, job: Job, answer: Any) -> None:
     with pytest.raises(Refused):
         jobs.refresh(false_wire(answer), store, [job])
+
+
+def test_a_program_that_is_not_there_may_have_a_name_that_is_no_text(machine: Machine, store: Store, job: Job) -> None:
+    machine.ran(1, argv=[os.fsdecode(b"./caf\xe9")], script=None)
+    jobs.refresh(machine.wire, store, [job])
+    assert (store.reread(job).state, store.reread(job).reason) == ("failed", "./caf?: No such file or directory")
+    jobs.bring_home(machine.wire, store, job, final=True)
+    assert b"caf\\udce9" in (job.results / "log.txt").read_bytes()
+
+
+def test_what_is_noted_of_a_job_need_not_be_text(job: Job) -> None:
+    odd = {"status": {"said": "\ud800"}, "数": os.fsdecode(b"caf\xe9")}
+    jobs.note(job, **odd)
+    jobs.note(job, more=1)
+    assert json.loads((job.results / "run.json").read_text("utf-8")) == {**odd, "more": 1}
 
 
 def test_a_job_that_never_reached_the_machine_has_failed_and_one_that_did_goes_on(store: Store, job: Job) -> None:
