@@ -617,8 +617,8 @@ class Incoming:
             return self.not_had(path, TransferIncomplete(gone, AGAIN))
         with understood():
             size, offset = int(head["size"]), int(head.get("offset", 0))
-            if offset not in (0, self.begun.get(path, 0)):
-                raise ValueError(offset)
+            if offset not in (0, self.begun.get(path, 0)) or not 0 <= size < 1 << 63:
+                raise ValueError(head)
         there = self.wanted[path]
         try:
             if size > there.size and size > shutil.disk_usage(self.arrivals.folder).free:

@@ -65,7 +65,7 @@ def test_a_list_of_jobs_that_is_none_is_refused(store: Store, job: Job, answer: 
 
 
 def test_a_program_that_is_not_there_may_have_a_name_that_is_no_text(machine: Machine, store: Store, job: Job) -> None:
-    machine.ran(1, argv=[os.fsdecode(b"./caf\xe9")], script=None)
+    machine.ran(1, argv=[os.fsdecode(b"./caf\xe9")])
     jobs.refresh(machine.wire, store, [job])
     assert (store.reread(job).state, store.reread(job).reason) == ("failed", "./caf?: No such file or directory")
     jobs.bring_home(machine.wire, store, job, final=True)
@@ -97,7 +97,8 @@ def test_a_lost_job_that_is_ended_where_it_is_left_to_be_brought_back_is_not_cal
     jobs.refresh(false_wire({"1": stopped}), store, [store.reread(job)])
     jobs.bring_log(false_wire(news(stopped)), store, store.reread(job))
     host: Any = SimpleNamespace(agent=lambda timeout_s: false_wire(news(stopped)), park=lambda wire: None)
-    jobs.follow(host, store, store.reread(job), SimpleNamespace(say=None), 0, 3600)  # type: ignore[arg-type]
+    watcher: Any = SimpleNamespace(say=None)
+    jobs.follow(host, store, store.reread(job), watcher, 0, 3600)
     assert (store.reread(job).state, store.reread(job).reason) == ("lost", "preempted: the cloud")
     jobs.refresh(false_wire({"1": RUNNING}), store, [store.reread(job)])
     assert store.reread(job).state == "running"

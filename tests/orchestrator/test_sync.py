@@ -1052,6 +1052,7 @@ LIES: dict[str, tuple[Any, ...]] = {
     "a path elsewhere in the stream": (manifest(FILE), stream(*sent("../../evil"))),
     "the same file twice": (manifest(FILE), stream(*sent(), *sent())),
     "more bytes than announced": (manifest(FILE), stream(*sent(data=b"data and more", size=4))),
+    "a size that no file has": (manifest(FILE), stream(*sent(size=10**400))),
     "more than in the manifest": (manifest(FILE), stream(*sent(data=b"data and more"))),
     "a wrong digest": (manifest(FILE), stream(*sent(end="0" * 64))),
     "other content than in the manifest": (manifest(FILE), stream(*sent(data=b"evil"))),
