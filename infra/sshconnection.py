@@ -26,6 +26,8 @@ from infra.lean import paramiko
 from infra.sftp import SftpFiles, SftpServer
 from infra.sshsession import CHUNK, Household, Session
 
+LOOPBACK = {"127.0.0.1": ["127.0.0.1"], "localhost": ["127.0.0.1", "::1"]}
+
 
 class Forward:
     """A connection joined to a channel: on the machine to one of its ports, at home to whoever uses the port there."""
@@ -95,17 +97,17 @@ class Login(paramiko.ServerInterface):
         self, chanid: int, origin: tuple[str, int], destination: tuple[str, int]
     ) -> int:
         """A port of this machine, nothing further."""
-        if destination[0] not in ("127.0.0.1", "localhost"):
+        if destination[0] not in LOOPBACK:
             return OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
-        try:
+        for address in LOOPBACK[destination[0]]:
             # On the loopback a connection is made or refused at once; the limit is for a full backlog.
-            port = socket.create_connection(("127.0.0.1", destination[1]), timeout=2)
-            port.settimeout(None)
-            port.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.reached[chanid] = port
-        except (OSError, OverflowError):
-            return OPEN_FAILED_CONNECT_FAILED
-        return OPEN_SUCCEEDED
+            with contextlib.suppress(OSError, OverflowError):
+                port = socket.create_connection((address, destination[1]), timeout=2)
+                port.settimeout(None)
+                port.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.reached[chanid] = port
+                return OPEN_SUCCEEDED
+        return OPEN_FAILED_CONNECT_FAILED
 
     def check_channel_env_request(self, channel: paramiko.Channel, name: bytes, value: bytes) -> bool:
         """The language, and nothing else."""

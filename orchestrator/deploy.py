@@ -23,7 +23,7 @@ from orchestrator import jobs
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.lifecycle import check_succeeded
 from orchestrator.report import Lines
-from orchestrator.session import connect, load_cloud
+from orchestrator.session import connect, gone, is_gone, load_cloud
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
 
@@ -214,17 +214,32 @@ class Listening:
 
 
 def bring_port(store: Store, session: Session, remote_port: int, local_port: int | None, watcher: Watcher) -> None:
-    """A port of the session's machine at a port here, until Ctrl-C or until the machine is taken down."""
+    """A port of the session's machine at a port here, until Ctrl-C or until the machine has ended, which is an error.
+
+    Raises MachineGone, OrchestrateError.
+    """
     from orchestrator import tunnel
 
+    ask_at = 0.0
     wanted = tunnel.free_port(remote_port) if local_port is None else local_port
     with connect(session) as host, tunnel.forward(host, wanted, remote_port, watcher.say) as here:
         watcher.say(f"port {remote_port} of {session.name} is here: http://127.0.0.1:{here}  (Ctrl-C ends it)")
         while store.is_open(session.id):
+            if not host.is_open and time.monotonic() > ask_at:
+                check_there(store, session)
+                ask_at = time.monotonic() + jobs.ASK_EVERY_S
             time.sleep(LOOK_S)
     raise OrchestrateError(
         "the machine was taken down by another command", "`orchestrate status --all` tells its story"
     )
+
+
+def check_there(store: Store, session: Session) -> None:
+    """Raises MachineGone where the machine that ports come from has ended."""
+    first = session.machines[0]
+    if is_gone(session, first):
+        store.gone(session, [first])
+        raise gone(session, [first])
 
 
 def tensorboard(store: Store, session: Session, port: int, watcher: Watcher) -> None:

@@ -126,10 +126,15 @@ class Host:
         return self.channels.transport
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is connected, as far as anybody here has noticed."""
+        return self._channels is not None and self._channels.transport.is_active()
+
+    @property
     def channels(self) -> Channels:
         """Those of the open transport. Raises Unreachable, Refused."""
         with self._opening:
-            if self._channels is None or not self._channels.transport.is_active():
+            if self._channels is None or not self.is_open:
                 self._channels = channels = Channels(self._connect(), CONNECT_TIMEOUT_S)
                 self._check_not_retired()  # while it connected, and had nothing that could be closed
                 return channels

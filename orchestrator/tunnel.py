@@ -11,6 +11,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+from paramiko.common import OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+
 from infra.lean import paramiko
 from infra.sshconnection import Forward
 from orchestrator.errors import OrchestrateError, Unreachable, UsageError
@@ -85,7 +87,7 @@ class Tunnel:
     def _accept(self) -> None:
         while not self.closing.is_set():
             try:
-                here, _ = self.listener.accept()
+                here, origin = self.listener.accept()
             except TimeoutError:
                 continue
             except OSError as error:  # no more files, or the connection was gone already
@@ -93,19 +95,20 @@ class Tunnel:
                 self.closing.wait(LOOK_S)
                 continue
             if self.room.acquire(blocking=False):
-                threading.Thread(target=self._join, args=[here], daemon=True).start()
+                threading.Thread(target=self._join, args=[here, origin], daemon=True).start()
             else:
                 self._say_once(f"more than {MOST} connections at once to port {self.port}: one was refused")
                 here.close()
 
-    def _join(self, here: socket.socket) -> None:
+    def _join(self, here: socket.socket, origin: tuple[str, int]) -> None:
         """Joins one connection to the machine's port, and waits until both of its directions have ended."""
         try:
             here.settimeout(None)
-            here.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # who connected is gone already
+                here.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                channel = self._open(here.getpeername())
-            except (OrchestrateError, OSError) as error:
+                channel = self._open(origin)
+            except OrchestrateError as error:
                 self._say_once(str(error))
                 here.close()
                 return
@@ -131,6 +134,8 @@ class Tunnel:
                 "direct-tcpip", ("localhost", self.remote_port), origin, None, None, CONNECT_TIMEOUT_S
             )
         except paramiko.ChannelException as error:
+            if error.code == OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED:
+                raise OrchestrateError("the machine's SSH server brings no port here (AllowTcpForwarding)") from error
             raise OrchestrateError(
                 f"nothing listens on port {self.remote_port} of the machine yet ({error.text})"
             ) from error

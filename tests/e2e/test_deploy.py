@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from orchestrator import tunnel
-from orchestrator.errors import OrchestrateError, UsageError
+from orchestrator.errors import MachineGone, OrchestrateError, UsageError
 from orchestrator.session import connect
 from orchestrator.ssh import Host
 from orchestrator.store import Store
@@ -350,3 +350,50 @@ def test_port_ends_with_the_machine(cli: Cli) -> None:
     cli("down", "--yes")
     assert command.wait() == OrchestrateError.exit_code
     assert "was taken down" in command.said
+
+
+def test_port_ends_where_the_machine_has_ended_by_itself(cli: Cli) -> None:
+    cli("up", "s", "--provider", "local", "--yes")
+    command = Foreground(cli, "port", "8888", "--local", "0")
+    command.until("(is here)")
+    os.kill(json.loads((cli.home / "sessions/s/machine/listening.json").read_text())["pid"], signal.SIGKILL)
+    assert command.wait() == MachineGone.exit_code
+    assert "the machine of 's' has ended" in command.said and "up s` starts it again" in command.said
+
+
+@pytest.mark.parametrize("server", ["builtin"], indirect=True)  # what sshd calls localhost is up to /etc/hosts
+def test_a_server_on_the_machines_other_loopback_is_reached(host: Host) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as there:
+        there.settimeout(30)
+        with (
+            tunnel.forward(host, 0, there.getsockname()[1], print) as port,
+            socket.create_connection(("127.0.0.1", port), timeout=30) as here,
+            there.accept()[0] as connection,
+        ):
+            connection.sendall(b"six")
+            assert here.recv(10) == b"six"
+
+
+def test_who_hangs_up_at_once_is_no_complaint(host: Host, eventually: Callable[..., Any]) -> None:
+    there = Answering(echo)
+    said: list[str] = []
+    with tunnel.forward(host, 0, there.port, said.append) as port:
+        for _ in range(50):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # with a reset
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(b"ping")
+            assert connection.recv(10) == b"ping"
+    assert said == []
+
+
+@pytest.mark.parametrize("server", ["openssh"], indirect=True)
+def test_a_server_that_forwards_nothing_is_said(cli: Cli, host: Host, eventually: Callable[..., Any]) -> None:
+    config = cli.home / "sessions/s/machine/sshd_config"
+    config.write_text(config.read_text().replace("AllowTcpForwarding local", "AllowTcpForwarding no"))
+    there = Answering(echo)
+    said: list[str] = []
+    with tunnel.forward(host, 0, there.port, said.append) as port:
+        everything(port, b"")
+        eventually(lambda: said)
+        assert "AllowTcpForwarding" in said[0]
