@@ -260,6 +260,7 @@ class Supervisor:
         self.ends_at: float | None = None  # when the cloud takes the machine back
         self.keeper: Any = None  # of checkpoints in a store, where there is one
         self.started_at: float | None = None
+        self.started = float("inf")  # by a clock that nobody sets
 
     def file(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -301,7 +302,7 @@ class Supervisor:
         self.enter("queued")
         self.wait_for_predecessors()
         self.enter("preparing")
-        self.started_at = time.time()
+        self.started_at, self.started = time.time(), time.monotonic()
         self.prepare()
         env = self.environment()
         if self.job.get("setup"):
@@ -541,7 +542,7 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 self.trim()
             if limit_s:
-                left = (self.started_at or time.time()) + limit_s - time.time()
+                left = self.started + limit_s - time.monotonic()
                 pause = min(pause, max(left, 0.1))
                 if left <= 0:
                     self.end(f"timed out: the limit is {limit_s:g} s", self.grace_s)

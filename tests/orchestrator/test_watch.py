@@ -133,6 +133,19 @@ def test_the_time_in_the_queue_does_not_count(here: Machine) -> None:
     assert here.wait(2)["state"] == "succeeded"
 
 
+def test_a_clock_that_is_set_forward_takes_no_time_from_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/job.json").write_text(json.dumps({"stop_grace_s": 1, "timeout_s": 3600}))
+    watched, over, ended = supervisor.Supervisor(str(tmp_path / "7")), threading.Event(), list[str]()
+    watched.started_at, watched.started = time.time(), time.monotonic()
+    later = time.time() + 86400
+    monkeypatch.setattr(supervisor.time, "time", lambda: later)
+    monkeypatch.setattr(watched, "sample", lambda use: over.set())
+    monkeypatch.setattr(watched, "end", lambda cause, grace_s: ended.append(cause))
+    watched.watch(over)
+    assert ended == []
+
+
 # ---- the cloud's notice -------------------------------------------------------------------------------------------
 
 
