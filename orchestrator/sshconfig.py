@@ -58,6 +58,10 @@ def entry(folder: Path, session: Session, machine: MachineRow) -> str:
         "  StrictHostKeyChecking yes\n"
         "  UpdateHostKeys no\n"
         "  ForwardAgent no\n"
+        "  ForwardX11 no\n"
+        "  ProxyCommand none\n"  # nor a ProxyJump: it is reached as we reach it
+        "  PubkeyAuthentication yes\n"
+        "  PreferredAuthentications publickey\n"
         "  ServerAliveInterval 5\n"
         "  ServerAliveCountMax 3\n"
     )

@@ -27,6 +27,10 @@ Host *
   StrictHostKeyChecking no
   UserKnownHostsFile /dev/null
   ConnectTimeout 5
+  ProxyJump bastion.invalid
+  ForwardX11 yes
+  PubkeyAuthentication no
+  PreferredAuthentications password
 """
 
 
@@ -68,6 +72,7 @@ def test_the_real_client_reaches_the_machine_and_nothing_of_the_users_own_matter
     assert understood(ssh, config, "work")["hostname"] == "work.example.com"
 
     argv = [ssh, "-F", str(config), "-o", "BatchMode=yes", "orchestrate-s", "echo hello; exit 7"]
+    assert understood(ssh, config, "orchestrate-s")["forwardx11"] == "no"
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
     assert (done.stdout, done.returncode) == ("hello\n", 7), done.stderr
     known = cli.home / sshconfig.KNOWN_HOSTS
