@@ -33,7 +33,8 @@ def coming_home(job: Job) -> Iterator[None]:
 def bring_home(fleet: Fleet, store: Store, job: Job, watcher: Watcher) -> sync.Pulled:
     """All results of a job that has ended, from every machine, verified.
 
-    The first machine's come last: the record says that the job is at home only when all of it is.
+    The first machine's come last: the record says that the job is at home only when all of it is. What is no file, or
+    can't be read, is named: it goes with the machine.
     """
     fleet = fleet.of(job.node)
     parts = fleet.parts(store, job)
@@ -42,6 +43,9 @@ def bring_home(fleet: Fleet, store: Store, job: Job, watcher: Watcher) -> sync.P
         with had_by_machine(*parts[node]), fleet.hosts[node].agent() as wire:
             one = jobs.bring_home(wire, *parts[node], True, watcher.progress, watcher.say)
             pulled = sync.together(pulled, one, f"node-{node}/" if node else "")
+    if pulled.skipped:
+        named = ", ".join(map(sync.shown, pulled.skipped[:5])) + ", ..." * (len(pulled.skipped) > 5)
+        watcher.say(f"job {job.number}: not taken (links, not readable, or ours): {named}")
     return pulled
 
 

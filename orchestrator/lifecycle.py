@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from infra import provider
-from orchestrator import bootstrap, bucket, jobs, payload, snapshot, sshconfig, sync
+from orchestrator import bootstrap, bucket, jobs, payload, snapshot, sshconfig
 from orchestrator.beside import ahead
 from orchestrator.errors import (
     JobFailed,
@@ -309,8 +309,6 @@ def finish(
         watcher.say("the machine was rebooted, and has begun the job again by itself")
         return finish(fleet, store, session, job, watcher, None, only)
     watcher.say(f"results: {len(pulled.files)} file{'s' * (len(pulled.files) != 1)} in {job.where}")
-    if pulled.skipped:
-        watcher.say(f"not taken (links, not readable, or ours): {', '.join(map(sync.shown, pulled.skipped[:5]))}")
     return job
 
 

@@ -209,3 +209,12 @@ def test_what_a_job_calls_itself_is_no_markup(cli: Cli) -> None:
     cli("up", "s", "--provider", "local", "--yes")
     cli("run", "--", "sh", "-c", "echo '[/b] :bug:' > $ORCHESTRATE_REASON; exit 3", code=10)
     assert cli("status").out.count("[/b] :bug:") == 2
+
+
+def test_whoever_brings_results_home_names_what_is_no_file(cli: Cli, eventually: Callable[..., Any]) -> None:
+    cli("up", "s", "--provider", "local", "--yes")
+    for number, command in enumerate(("pull", "stop", "down"), 1):
+        cli("run", "--detach", "--", "sh", "-c", "cd outputs; mkfifo pipe; ln -s / link; mkdir a; touch b")
+        eventually(lambda: cli("status", "--json").json[0]["jobs"][-1]["state"] == "succeeded")
+        said = cli(command).err
+        assert f"job {number}: not taken (links, not readable, or ours): outputs/link, outputs/pipe" in said
