@@ -94,7 +94,9 @@ def installed(store: Store) -> str:
     refresh(store)
     path, line = Path.home() / ".ssh" / "config", included(store)
     try:
-        before = path.read_text("utf-8", "surrogateescape") if path.exists() else ""
+        before = ""
+        with contextlib.suppress(FileNotFoundError):
+            before = path.read_text("utf-8", "surrogateescape")
         if line in before.splitlines():
             return f"{path} includes it already"
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -104,9 +106,8 @@ def installed(store: Store) -> str:
         aside.write_text(f"{line}\n\n{before}" if before else f"{line}\n", "utf-8", "surrogateescape")
         aside.chmod(mode)
         aside.replace(target)
-    except (OSError, RuntimeError) as error:  # a loop of links is the latter up to Python 3.12
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path} can't be changed: {why}", f"add this line at its top: {line}") from error
+    except OSError as error:
+        raise UsageError(f"{path} can't be changed: {error.strerror}", f"add this line at its top: {line}") from error
     return f"added to {path}: {line}"
 
 

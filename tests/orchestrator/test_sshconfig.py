@@ -121,6 +121,7 @@ def test_a_config_that_is_a_loop_of_links_is_said(tmp_path: Path, monkeypatch: p
     (tmp_path / ".ssh/loop").symlink_to(tmp_path / ".ssh/loop")
     with pytest.raises(UsageError, match=r"config can't be changed: .*(loop|levels)"):
         sshconfig.installed(Store(tmp_path / "home"))
+    assert (tmp_path / ".ssh/loop").is_symlink()
 
 
 def test_a_linked_config_stays_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
