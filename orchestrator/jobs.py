@@ -22,6 +22,7 @@ from orchestrator import sync, usage
 from orchestrator.arrivals import cannot_take
 from orchestrator.beside import beside
 from orchestrator.errors import MachineGone, OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.meter import Tell, said_size
 from orchestrator.ssh import Host
 from orchestrator.store import ENDED, Job
 from orchestrator.watch import Watcher
@@ -281,7 +282,7 @@ def _follow(host: Host, store: Record, job: Job, watcher: Watcher, log: Log, gon
             watcher.say("connected again")
             lost_at, ask_at = None, 0.0
         if answer["start"] > offset:
-            lost = sync.said_size(answer["start"] - offset)
+            lost = said_size(answer["start"] - offset)
             watcher.say(f"{lost} of the log are gone: the machine keeps only so much")
             offset = answer["start"]
         if data:
@@ -362,7 +363,7 @@ def bring_home(
     store: Record,
     job: Job,
     final: bool,
-    tell: sync.Tell | None = None,
+    tell: Tell | None = None,
     say: sync.Say = lambda line: None,
 ) -> sync.Pulled:
     """Pulls log and outputs; with `final`, everything, verified, and the record says so.

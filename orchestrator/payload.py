@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.provider import SpotNotice
 from orchestrator import bucket, jobs, snapshot, sync, worktree
+from orchestrator.arrivals import shown
 from orchestrator.bootstrap import Ready
 from orchestrator.config.quantities import parse_duration
 from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable, UsageError
@@ -327,7 +328,7 @@ def work_tree(
     own = records.resolve()  # it may lie in the folder, and the sessions' keys in it stay here
     names = [name for name in names if not (root / name).parent.resolve().is_relative_to(own)]
     if written := worktree.own_output(root, names):
-        say(f"not sent, since what is said here goes to it: {', '.join(map(sync.shown, written))}")
+        say(f"not sent, since what is said here goes to it: {', '.join(map(shown, written))}")
         names = [name for name in names if name not in written]
     if not names:
         return None

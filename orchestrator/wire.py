@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GREETING, WANTED = b"\norchestrate-agent 1\n", b"\norchestrate-agent wanted\n"
 MAX_FRAME = 1 << 28
 CHUNK = 1 << 18
+SMALL = 1 << 16  # bytes: files up to this size travel many to a frame
 PIECE = 32704  # given to paramiko at once: what OpenSSH takes in a packet, so that none is nearly empty
 SENT = (  # of `remote`
     "start.py", "agent.py", "supervisor.py", "joblog.py", "trees.py", "outputs.py", "bucket.py", "again.py",

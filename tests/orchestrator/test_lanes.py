@@ -16,6 +16,7 @@ from orchestrator import jobs, ssh, sync, wire, worktree
 from orchestrator.arrivals import Arrivals
 from orchestrator.fleet import Fleet
 from orchestrator.lanes import Lanes
+from orchestrator.meter import Meter, TooSlow
 from orchestrator.remote import lanes as remote
 from orchestrator.ssh import STREAMS, Host
 from orchestrator.store import Job, MachineRow, Store
@@ -26,11 +27,11 @@ SLOW_AFTER = 8 << 20  # bytes
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> list[sync.Meter]:
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[Meter]:
     """Every line turns out slow after 8 MiB of one transfer. Returns the meters."""
-    meters: list[sync.Meter] = []
+    meters: list[Meter] = []
 
-    class Slow(sync.Meter):
+    class Slow(Meter):
         def __init__(self, *words: Any) -> None:
             super().__init__(*words)
             meters.append(self)
@@ -38,7 +39,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[sync.Meter]:
         def add(self, size: int) -> None:
             self.moved += size
             if self.hurries and self.moved > SLOW_AFTER:
-                raise sync.TooSlow
+                raise TooSlow
 
     monkeypatch.setattr(sync, "Meter", Slow)
     return meters
@@ -86,7 +87,7 @@ def connections(host: Host) -> int:
 
 @pytest.mark.parametrize("near", [True, False])
 def test_a_slow_transfer_goes_on_over_several_connections(
-    rig: Rig, slow: list[sync.Meter], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: bool
+    rig: Rig, slow: list[Meter], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: bool
 ) -> None:
     monkeypatch.setattr(wire, "is_near", lambda transport: near)  # where it isn't, what shrinks is compressed
     expected = content(project)
@@ -110,7 +111,7 @@ def test_a_slow_transfer_goes_on_over_several_connections(
 
 
 def test_where_no_more_can_be_had_one_has_to_do(
-    rig: Rig, slow: list[sync.Meter], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, slow: list[Meter], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "LANE", "raise SystemExit(1)")
     expected = content(project)
@@ -120,7 +121,7 @@ def test_where_no_more_can_be_had_one_has_to_do(
         assert content(tmp_path / "home/outputs") == expected
 
 
-def test_some_of_them_will_do(rig: Rig, slow: list[sync.Meter], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_of_them_will_do(rig: Rig, slow: list[Meter], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh, "LANE", f"import sys\nif sys.argv[2] in '24': sys.exit(1)\n{wire.LANE}")
     widened: list[int] = []
     monkeypatch.setattr(Lanes, "__init__", counted(widened))
@@ -140,7 +141,7 @@ def counted(found: list[int]) -> Callable[..., None]:
 
 
 def test_when_one_of_them_breaks_the_transfer_goes_on_over_one(
-    rig: Rig, slow: list[sync.Meter], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, slow: list[Meter], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send, receive, moved = Lanes.sendall, Lanes.recv, 0
 
@@ -174,7 +175,7 @@ def test_when_one_of_them_breaks_the_transfer_goes_on_over_one(
 
 
 def test_nothing_of_them_is_left_on_the_machine(
-    rig: Rig, slow: list[sync.Meter], project: Path, eventually: Callable[..., Any]
+    rig: Rig, slow: list[Meter], project: Path, eventually: Callable[..., Any]
 ) -> None:
     with rig.host() as host:
         push(host, project)
@@ -184,7 +185,7 @@ def test_nothing_of_them_is_left_on_the_machine(
 
 @pytest.mark.parametrize("server", ["openssh"], indirect=True)
 def test_one_that_greets_and_never_comes_is_not_waited_for_long(
-    rig: Rig, slow: list[sync.Meter], project: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, slow: list[Meter], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = "import time\nif sys.argv[2] == '3': time.sleep(600)\nagent.sendmsg"
     monkeypatch.setattr(ssh, "LANE", wire.LANE.replace("agent.sendmsg", late))
@@ -194,7 +195,7 @@ def test_one_that_greets_and_never_comes_is_not_waited_for_long(
 
 
 def test_a_machine_that_names_no_door_gets_one(
-    rig: Rig, slow: list[sync.Meter], project: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, slow: list[Meter], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = wire.Wire.call
     named = lambda line, op, *words, **more: "\ud800" if op == "door" else call(line, op, *words, **more)  # noqa: E731
@@ -213,7 +214,7 @@ def test_a_door_goes_with_its_agent(rig: Rig, eventually: Callable[..., Any]) ->
     eventually(lambda: not door.exists())
 
 
-def test_all_that_was_cut_off_goes_on(rig: Rig, slow: list[sync.Meter], project: Path, tmp_path: Path) -> None:
+def test_all_that_was_cut_off_goes_on(rig: Rig, slow: list[Meter], project: Path, tmp_path: Path) -> None:
     """The transfer turns out slow while the first of two large files comes."""
     home = tmp_path / "home"
     home.mkdir()
@@ -234,7 +235,7 @@ def test_all_that_was_cut_off_goes_on(rig: Rig, slow: list[sync.Meter], project:
 
 def test_each_pull_that_fails_closes_them(
     rig: Rig,
-    slow: list[sync.Meter],
+    slow: list[Meter],
     project: Path,
     tmp_path: Path,
     eventually: Callable[..., Any],
@@ -279,7 +280,7 @@ def test_several_machines_share_them(tmp_path: Path) -> None:
 )
 def test_what_is_slow(bytes_per_s: float, left: float, is_slow: bool) -> None:
     now = 0.0
-    meter = sync.Meter("x", int(bytes_per_s * 3 + left), None, lambda: now)
+    meter = Meter("x", int(bytes_per_s * 3 + left), None, lambda: now)
     meter.hurries = True
     moved = 0
     try:
@@ -287,7 +288,7 @@ def test_what_is_slow(bytes_per_s: float, left: float, is_slow: bool) -> None:
             now = tick / 4
             meter.add(int(bytes_per_s / 4))
             moved = tick
-    except sync.TooSlow:
+    except TooSlow:
         assert is_slow and moved >= 7  # it was looked at for two seconds
     else:
         assert not is_slow
@@ -295,7 +296,7 @@ def test_what_is_slow(bytes_per_s: float, left: float, is_slow: bool) -> None:
 
 def test_what_is_read_before_the_first_bytes_come_makes_no_line_slow() -> None:
     now = 1.0
-    meter = sync.Meter("x", 1 << 30, None, lambda: now)
+    meter = Meter("x", 1 << 30, None, lambda: now)
     meter.hurries = True
     now = 100.0
     for _ in range(40):

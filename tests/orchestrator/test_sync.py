@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from orchestrator import arrivals, sync, worktree
 from orchestrator.arrivals import ASIDE, Arrivals, can_be
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable, UsageError
+from orchestrator.meter import Meter
 from orchestrator.sync import Outputs
 from orchestrator.wire import MAX_FRAME, frame
 from tests.orchestrator.machines import Machine, false_wire, fill, j, ok, small_disk, stream
@@ -418,13 +419,13 @@ def test_what_nobody_needs_is_removed_after_two_weeks(
 def test_a_transfer_is_told_once_it_takes_longer_than_a_moment_and_its_end_too() -> None:
     told: list[Any] = []
     now = iter([1.0, 1.6, 1.7, 3.0])
-    meter = sync.Meter("x", 400, told.append, clock=lambda: next(now))
+    meter = Meter("x", 400, told.append, clock=lambda: next(now))
     for _ in range(4):
         meter.add(100)
     meter.end()
     assert [each.get("bytes") for each in told] == [200, 400, None] and told[-1] == {"moving": ""}
     assert told[0]["eta_s"] == pytest.approx(0.6) and told[1]["bytes_per_s"] == 200 and told[1]["eta_s"] == 0
-    quick = sync.Meter("x", 1, told.append, clock=lambda: 0.0)
+    quick = Meter("x", 1, told.append, clock=lambda: 0.0)
     quick.add(1)
     quick.end()
     assert len(told) == 3
