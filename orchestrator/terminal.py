@@ -8,6 +8,7 @@ import selectors
 import signal
 import sys
 import termios
+import threading
 import tty
 from collections.abc import Iterator
 from typing import IO
@@ -30,22 +31,19 @@ def pump(channel: paramiko.Channel, stdin: IO[str], stdout: IO[str]) -> None:
     """Carries bytes both ways until the machine's side ends; window changes too."""
     if stdout.isatty():
         signal.signal(signal.SIGWINCH, lambda *_: channel.resize_pty(*os.get_terminal_size(stdout.fileno())))
+    threading.Thread(target=_feed, args=[channel, stdin.fileno()], daemon=True).start()
     with selectors.DefaultSelector() as ready:
         ready.register(channel, selectors.EVENT_READ)
-        with contextlib.suppress(PermissionError):  # a plain file can't be waited for, and needn't be
-            ready.register(stdin, selectors.EVENT_READ)
-        if len(ready.get_map()) == 1:
-            channel.sendall(stdin.buffer.read())  # type: ignore[attr-defined]
-            channel.shutdown_write()
         while not _drain(channel, stdout):
-            for key, _ in ready.select(timeout=1):
-                if key.fileobj is stdin:
-                    typed = os.read(stdin.fileno(), 1 << 15)
-                    if typed:
-                        channel.sendall(typed)
-                    else:
-                        ready.unregister(stdin)
-                        channel.shutdown_write()
+            ready.select(timeout=1)
+
+
+def _feed(channel: paramiko.Channel, stdin: int) -> None:
+    """What comes from here goes to the machine until it ends, or nobody there takes any more, while output is shown."""
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        while typed := os.read(stdin, 1 << 15):
+            channel.sendall(typed)
+        channel.shutdown_write()
 
 
 def _drain(channel: paramiko.Channel, stdout: IO[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -304,8 +305,6 @@ def test_setup_runs_again_when_a_file_it_names_changes(cli: Cli) -> None:
 
 
 def test_git_says_what_is_sent(cli: Cli) -> None:
-    import subprocess
-
     cli.write(".gitignore", "*.secret\nbuild/\n")
     for name in ("a.py", "b.secret", "build/x", "deep/c.py", "big.tar", "results/old/1/x"):
         cli.write(name, name)
@@ -324,6 +323,15 @@ def test_ssh_runs_a_command_and_exits_as_it_does(cli: Cli, server: str) -> None:
     assert cli("ssh", "--", "cat", stdin="through\n").out == "through\n"
     big = cli("ssh", "--", "head", "-c", "3000000", "/dev/zero")
     assert len(big.out) == 3000000
+    more = "x" * 12_000_000
+    assert cli("ssh", "--", "head", "-c", "3", stdin=more).out == "xxx"
+    assert cli("ssh", "--", "cat", stdin=more).out == more
+    with cli.write("more", more).open() as file:
+        for words, took in ((["head", "-c", "3"], 3), (["cat"], len(more))):
+            argv = cli.argv("ssh", "--", *words)
+            done = subprocess.run(argv, cwd=cli.folder, env=cli.env(None), stdin=file, capture_output=True, timeout=90)
+            assert (done.returncode, len(done.stdout), done.stderr) == (0, took, b"")
+            file.seek(0)
 
 
 def test_two_commands_on_one_session_at_once(cli: Cli) -> None:
