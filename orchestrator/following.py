@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator import jobs
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.fleet import Fleet, Part, keep_shown, part_of, watchers
+from orchestrator.homecoming import had_by_machine
 from orchestrator.lifecycle import finish
 from orchestrator.session import is_gone
 from orchestrator.ssh import Host
@@ -50,7 +51,7 @@ def logs(
         fleet = fleet.of(job.node)
         for number, (record, part) in enumerate(fleet.parts(store, job)):
             if len(fleet.hosts) == 1 or node in (None, number):
-                with fleet.hosts[number].agent() as wire:
+                with had_by_machine(record, part), fleet.hosts[number].agent() as wire:
                     jobs.bring_log(wire, record, part)
     show(store, session, job, watcher, {}, offset, node)
     return store.reread(job)

@@ -9,11 +9,20 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator import lifecycle, payload, snapshot
-from orchestrator.errors import Locked, MachineGone, OrchestrateError, TransferIncomplete, Unreachable, UsageError
+from orchestrator.errors import (
+    Elsewhere,
+    Locked,
+    MachineGone,
+    OrchestrateError,
+    TransferIncomplete,
+    Unreachable,
+    UsageError,
+)
 from orchestrator.extension import is_over, with_more
 from orchestrator.fleet import Fleet
 from orchestrator.homecoming import bring_rest_home
@@ -127,8 +136,16 @@ def begin_again(
             begun = snapshot.of(session, job)
             sent = payload.sent(config, argv, store.folder, watcher.say, begun)  # before anything is rented
             stuck, behind = bring_rest_home(store, session, job, gone, watcher)
-            session = anew(store, session, config, gone + stuck, watcher, job, behind)
+            try:
+                session = anew(store, session, config, gone + stuck, watcher, job, behind)
+            except Elsewhere as error:  # the new ones were lost before they were ready
+                if not again:
+                    raise
+                watcher.say(f"{error}; making others")
+                session = store.pick(session.name)
+                continue
             store.note(session, f"job {job.number} goes on, on {where(session)}")
+            lose_others(store, session, job, gone + stuck, watcher)
             store.update_job(job, reason="its machine is gone")  # a notice was one of a machine that is no more
             job = store.reread(job)
         try:
@@ -146,6 +163,20 @@ def begin_again(
             watcher.say(f"{error}; looking at the machines once more")
             time.sleep(PAUSE_S)
     raise AssertionError("the last try returns or raises")
+
+
+def lose_others(store: Store, session: Session, job: Job, gone: Sequence[MachineRow], watcher: Watcher) -> None:
+    """Says which other jobs were on machines that have been made anew: nobody brings those back by himself."""
+    if load_cloud(session.provider, session.simulated).keeps_disk:
+        return
+    there, anew_at = {None, *(machine.node for machine in gone)}, max(one.created_at for one in session.machines)
+    before = [one for one in store.jobs(session) if one.submitted_at < anew_at and one.node in there and not one.ended]
+    for other in before:
+        if other.number == job.number or store.keeper(session, other):
+            continue
+        store.update_job(other, state="lost", reason="its machine is gone")
+        way_out = f"; {store.comes_back(session, other)} has it go on" * store.is_kept(session, other)
+        watcher.say(f"job {other.number} was lost with its machine{way_out}")
 
 
 def prepared(store: Store, session: Session, config: Config, watcher: Watcher) -> Session:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from infra import provider
 from infra.provider import Machine
 from orchestrator import lifecycle
-from orchestrator.errors import Locked, MayStillBill, OrchestrateError
+from orchestrator.errors import Elsewhere, Locked, MayStillBill, OrchestrateError, Unreachable
 from orchestrator.interrupts import one_interrupt
 from orchestrator.lifecycle import as_made
 from orchestrator.making import create, end_machines, prepare
@@ -66,7 +66,10 @@ def anew(
 
 @contextlib.contextmanager
 def ended_where_it_fails(store: Store, session: Session, clouds: Clouds, watcher: Watcher) -> Iterator[None]:
-    """Whatever goes wrong, no machine is left; the session is, and what jobs began with. Raises OrchestrateError."""
+    """Whatever goes wrong, no machine is left; the session is, and what jobs began with.
+
+    Raises OrchestrateError: Elsewhere where the new ones don't answer either.
+    """
     try:
         yield
     except (MayStillBill, Locked):
@@ -79,9 +82,10 @@ def ended_where_it_fails(store: Store, session: Session, clouds: Clouds, watcher
         store.set_state(now, "ready")
         if not isinstance(error, OrchestrateError):
             raise
-        raise OrchestrateError(
+        raise (Elsewhere if isinstance(error, Unreachable) else OrchestrateError)(
             f"{error}; no machine is left",
-            f"`orchestrate recover {now.name}` tries again; `orchestrate down {now.name}` closes the session",
+            f"{error.hint}{'; ' * bool(error.hint)}`orchestrate recover {now.name}` tries again; `orchestrate down "
+            f"{now.name}` closes the session",
         ) from error
 
 

@@ -65,7 +65,7 @@ def missing(session: Session, machines: Sequence[MachineRow]) -> list[MachineRow
     """
     left = list(machines)
     try:
-        cloud = provider.load(session.provider, session.simulated)
+        cloud = load_cloud(session.provider, session.simulated)
         if cloud.lives:
             return [machine for machine in left if not cloud.lives(session.name, session.folder, machine.id)]
         for look in range(LOOKS):
@@ -73,7 +73,7 @@ def missing(session: Session, machines: Sequence[MachineRow]) -> list[MachineRow
                 time.sleep(LOOK_AGAIN_S if look else 0)
                 there = cloud.survivors(session.name, session.folder)
                 left = [machine for machine in left if not any(machine.id in one for one in there)]
-    except (InfraError, OSError):
+    except (InfraError, OSError, UsageError):
         return []
     return left
 

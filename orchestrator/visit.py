@@ -9,7 +9,7 @@ from orchestrator import homecoming, jobs, sync
 from orchestrator.errors import Locked, OrchestrateError, Unreachable, UsageError
 from orchestrator.fleet import Fleet
 from orchestrator.homecoming import bring_home, coming_home
-from orchestrator.session import gone, missing, moment
+from orchestrator.session import gone, missing, moment, said_where_gone
 from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
@@ -86,8 +86,16 @@ def stop(store: Store, session: Session, job: Job, watcher: Watcher) -> Job:
     if session.state == "closed":
         raise UsageError(f"session {session.name!r} is closed", "its jobs have ended")
     check_sent(store, session, job)
-    with Fleet(session) as fleet:
-        homecoming.stop(fleet, store, job, watcher)
-        if not store.reread(job).pulled:
-            bring_home(fleet, store, job, watcher)
+    try:
+        with said_where_gone(session, *session.machines), Fleet(session) as fleet:
+            homecoming.stop(fleet, store, job, watcher)
+            if not store.reread(job).pulled:
+                bring_home(fleet, store, job, watcher)
+    except Unreachable as error:
+        if keeper := store.keeper(session, job):
+            raise Locked(
+                f"{error}; job {job.number} is being brought back by {keeper}",
+                "once it runs again, stop it; or end that command, and the job stays lost",
+            ) from error
+        raise
     return store.reread(job)

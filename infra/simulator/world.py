@@ -75,5 +75,11 @@ class Simulated:
         return ("127.0.0.1/32",)
 
     def reach(self, seen: dict[str, Any], port: int) -> tuple[str, int]:
-        """Where a machine's SSH listens: a port of its own on 127.0.0.1, whichever was asked for."""
-        return "127.0.0.1", self.simulator.port_of(str(seen["id"]))
+        """Where a machine's SSH listens: a port of its own on 127.0.0.1, whichever was asked for.
+
+        Of one that is gone already, as the cloud has an address of it all the same, one where nobody does.
+        """
+        try:
+            return "127.0.0.1", self.simulator.port_of(str(seen["id"]))
+        except LookupError:
+            return "127.0.0.1", 1

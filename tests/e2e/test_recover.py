@@ -511,6 +511,31 @@ def test_a_job_that_is_being_sent_is_no_job_that_never_came(cli: Cli) -> None:
     cli("down", "--yes")
 
 
+def test_a_job_that_its_machine_has_nothing_of_has_the_log_that_is_at_home(cli: Cli) -> None:
+    cli("up", "s", "--provider", "local", "--yes")
+    records = Store(cli.home)
+    job = records.add_job(records.pick("s"), "0" * 32, "true", ["outputs"], cli.folder / "results/s", None)
+    records.update_job(job, state="queued")
+    cli.write("results/s/1/log.txt", "what came home\n")
+    assert cli("logs").out == "what came home\n"
+    assert records.reread(job).state == "lost"
+    cli("down", "--yes")
+
+
+def test_a_stop_of_a_job_that_is_being_brought_back_says_by_whom(cli: Cli) -> None:
+    cli.write("orchestrate.yaml", "tools: []\nrecover: true\n")
+    cli("up", "s", "--provider", "local", "--yes")
+    cli("run", "-d", "--", "sleep", "600")
+    records = Store(cli.home)
+    session = records.pick("s")
+    with records.keeping(session, records.job(session, 1)):
+        end(cli, 0)
+        said = cli("stop", code=5).err
+    assert "the machine of 's' has ended; job 1 is being brought back by `orchestrate" in said
+    assert "the machine of 's' has ended" in cli("stop", code=7).err
+    cli("down", "--discard", "--yes")
+
+
 def machine_id(cli: Cli, node: int) -> str:
     return local.machine_id("s", cli.home / "sessions/s", node)
 

@@ -130,6 +130,24 @@ def test_a_machine_that_goes_while_a_lost_job_is_begun_again_is_one_more_that_is
     assert not tries, "what was a matter of moments was tried again without a machine made anew"
 
 
+def test_jobs_that_waited_behind_one_that_goes_on_elsewhere_are_said_to_be_lost(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "load_cloud", lambda *_: SimpleNamespace(keeps_disk=False))
+    job, kept, other, elsewhere = (
+        store.add_job(session, "r", "true", [], tmp_path, node) for node in (None, None, 0, 1)
+    )
+    for one in (job, kept, other, elsewhere):
+        store.update_job(one, state="queued")
+    (session.folder / "kept" / str(kept.number)).mkdir(parents=True)
+    (session.folder / "kept" / str(kept.number) / "job.json").write_text("{}")
+    told, now = Told(), replace(session, history=(machine("c", time.time() + 1),))
+    recovery.lose_others(store, now, job, session.machines, told)  # type: ignore[arg-type]
+    assert [store.reread(one).state for one in (job, kept, other, elsewhere)] == ["queued", "lost", "lost", "queued"]
+    said = "\n".join(told.lines)
+    assert f"`orchestrate recover s -j {kept.number}` has it go on" in said and f"-j {other.number}`" not in said
+
+
 def test_a_loss_is_told_once_however_often_a_command_tries_to_have_the_job_go_on(
     store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +255,7 @@ def test_a_machine_past_its_end_is_reached_while_it_is_there(
 def test_no_error_of_down_says_that_nothing_is_billing_while_something_is(
     session: Session, error: OrchestrateError, code: int
 ) -> None:
-    with pytest.raises(OrchestrateError, match="so") as raised, lifecycle.kept_with_results(session):
+    with pytest.raises(OrchestrateError, match="so") as raised, lifecycle.kept_as_it_is(session.name):
         raise error
     assert raised.value.exit_code == code
 
@@ -415,6 +433,28 @@ def test_where_no_other_machine_can_be_had_the_session_stays_for_the_next_try(
     assert all(machine.gone_at for machine in store.pick("s").machines), "they cost nothing any more"
     if isinstance(raised.value, OrchestrateError):
         assert raised.value.exit_code == 3 and "`orchestrate recover s` tries again" in raised.value.hint
+
+
+def test_machines_that_are_lost_before_they_are_ready_are_made_anew_once_more(
+    store: Store, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those nothing is left either, so that the next try is as good as the first."""
+    job = replace(store.add_job(session, "r", "true", [], tmp_path), state="lost")
+    monkeypatch.setattr(replacing, "end_machines", lambda *_: None)
+    tries: list[OrchestrateError] = [Unreachable("it does not answer"), OrchestrateError("sold out", "try later")]
+
+    def made(*_: Any) -> Session:
+        fails: Any = replacing.ended_where_it_fails(store, session, {"local": None}, Told())  # type: ignore[arg-type, dict-item]
+        with fails:
+            raise tries.pop(0)
+        raise AssertionError
+
+    monkeypatch.setattr(recovery, "missing", lambda session, machines: list(machines))
+    monkeypatch.setattr(recovery, "bring_rest_home", lambda *_: ([], []))
+    monkeypatch.setattr(recovery, "anew", made)
+    with pytest.raises(OrchestrateError, match="sold out; no machine is left") as error:
+        recovery.begin_again(store, session, Config(), ["true"], job, Told())  # type: ignore[arg-type]
+    assert tries == [] and error.value.hint.startswith("try later; `orchestrate recover s`")
 
 
 def test_more_time_is_counted_from_what_was_spent_and_not_from_when_the_machine_ended(
