@@ -84,8 +84,11 @@ class Study:
         try:
             yield
         except known as error:
+            first: BaseException = error  # Optuna's own words are of data that is too long
+            while first.__cause__ is not None:
+                first = first.__cause__
             raise OrchestrateError(
-                f"the study in {self.path} can't be used: {str(error).splitlines()[0]}",
+                f"the study in {self.path} can't be used: {[*str(first).splitlines(), type(first).__name__][0]}",
                 "free some space, or move the file away: then the search begins anew",
             ) from error
 

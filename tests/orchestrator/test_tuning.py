@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+import sqlite3
 import time
 from collections import Counter
 from dataclasses import replace
@@ -380,6 +382,15 @@ def test_a_file_that_is_no_study_is_an_error_with_a_way_out(tmp_path: Path) -> N
     with pytest.raises(OrchestrateError, match="can't be used") as caught:
         study(tmp_path / "s.db", "x")
     assert "move the file away" in caught.value.hint
+
+
+def test_a_study_that_cannot_be_written_says_why(file: Path) -> None:
+    made = study(file, "kept")
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.execute("CREATE TRIGGER no BEFORE INSERT ON trials BEGIN SELECT RAISE(ABORT, 'the disk says no'); END")
+    with pytest.raises(OrchestrateError, match="the disk says no"), made.usable():
+        made.ask([0, 0])
 
 
 def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
