@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -384,13 +383,18 @@ def test_a_file_that_is_no_study_is_an_error_with_a_way_out(tmp_path: Path) -> N
     assert "move the file away" in caught.value.hint
 
 
-def test_a_study_that_cannot_be_written_says_why(file: Path) -> None:
-    made = study(file, "kept")
-    with contextlib.closing(sqlite3.connect(file)) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        database.execute("CREATE TRIGGER no BEFORE INSERT ON trials BEGIN SELECT RAISE(ABORT, 'the disk says no'); END")
-    with pytest.raises(OrchestrateError, match="the disk says no"), made.usable():
-        made.ask([0, 0])
+def test_a_study_that_can_only_be_read_says_so(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(file, "read only").ask([0, 0])
+    usual = studies.connected
+
+    def read_only(path: Path) -> sqlite3.Connection:
+        connection = usual(path)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    monkeypatch.setattr(studies, "connected", read_only)
+    with pytest.raises(OrchestrateError, match="readonly database"):
+        study(file, "read only")
 
 
 def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
