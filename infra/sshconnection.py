@@ -47,9 +47,11 @@ class Forward:
             self.port.shutdown(socket.SHUT_RDWR)
 
     def _pump_in(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := self.channel.recv(CHUNK):
                 self.port.sendall(data)
+        except OSError:  # who took it has vanished, and so the other direction waits for nothing
+            self.channel.close()
         with contextlib.suppress(OSError):
             self.port.shutdown(socket.SHUT_WR)
         self._ended()

@@ -331,6 +331,29 @@ def test_a_client_that_vanishes_leaves_no_connection(host: Host, eventually: Cal
         eventually(lambda: not open_there)
 
 
+@pytest.mark.parametrize("server", ["builtin"], indirect=True)  # sshd keeps what it could not deliver yet
+def test_who_vanishes_while_both_sides_only_send_leaves_no_connection(
+    host: Host, eventually: Callable[..., Any]
+) -> None:
+    ended = threading.Event()
+
+    def only_send(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"x" * 65536)
+        ended.set()
+
+    there = Answering(only_send)
+    with tunnel.forward(host, 0, there.port, print) as port:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=2)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                connection.sendall(b"y" * 65536)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.close()  # with a reset
+        eventually(ended.is_set, deadline_s=30)
+
+
 def test_a_taken_port_here_is_refused_or_gone_round(cli: Cli, host: Host) -> None:
     there = Answering(echo_when_all_has_come)
     with pytest.raises(UsageError, match="can't be listened on"), tunnel.forward(host, there.port, 1, print):
