@@ -11,8 +11,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from paramiko.common import OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
-
 from infra.lean import paramiko
 from infra.sshconnection import Forward
 from orchestrator.errors import OrchestrateError, Unreachable, UsageError
@@ -134,7 +132,7 @@ class Tunnel:
                 "direct-tcpip", ("localhost", self.remote_port), origin, None, None, CONNECT_TIMEOUT_S
             )
         except paramiko.ChannelException as error:
-            if error.code == OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED:
+            if error.code == paramiko.common.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED:
                 raise OrchestrateError("the machine's SSH server brings no port here (AllowTcpForwarding)") from error
             raise OrchestrateError(
                 f"nothing listens on port {self.remote_port} of the machine yet ({error.text})"
