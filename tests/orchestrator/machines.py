@@ -154,7 +154,12 @@ class Machine:
         return int((self.folder(number) / "lock").read_text())
 
     def state_file(self, number: int) -> dict[str, Any]:
-        return json.loads((self.folder(number) / "state.json").read_text())
+        """What its supervisor says, once that has begun."""
+        path, end = self.folder(number) / "state.json", time.monotonic() + 60
+        while not path.exists():
+            assert time.monotonic() < end, f"job {number} has no supervisor"
+            time.sleep(0.01)
+        return json.loads(path.read_text())
 
     def locked(self, number: int) -> bool:
         """Whether the job's lock is held: by its supervisor, to its last thread."""
@@ -167,8 +172,7 @@ class Machine:
 
     def kill_supervisor(self, number: int, **change: Any) -> None:
         """kill -9, and its last word is made to be long ago, so that nobody waits the five seconds of its start."""
-        while not (self.folder(number) / "state.json").exists():  # it has just begun
-            time.sleep(0.01)
+        self.state_file(number)
         pid = self.supervisor(number)
         os.kill(pid, signal.SIGKILL)
         while runs(pid) or self.locked(number):  # its first thread is gone before its last, which holds the lock

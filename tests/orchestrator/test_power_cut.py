@@ -277,7 +277,7 @@ def test_a_job_that_needs_what_a_power_cut_has_torn_is_not_begun_again_until_tha
             sync.push(machine.wire, trees[name])
         machine.submit(2, summed, recover=True, **needs)
         machine.wait(2, "queued", within_s=60)
-        disk.eventually((machine.folder(2) / "state.json").exists)  # its supervisor has begun
+        machine.state_file(2)
         write_back(machine.root / "blobs", (digest for name in ("work", "input") for digest in trees[name].sizes))
     finally:
         machine.end()
@@ -314,6 +314,7 @@ def test_a_job_whose_files_have_their_size_and_are_zeros_is_not_begun_again(mach
     for number, spec in enumerate(specs, 1):
         machine.submit(number, "sleep 600", recover=True, **spec)
         machine.wait(number, "queued" if number > 1 else "running", within_s=60)
+        machine.state_file(number)
     for place in (f"{library}/one", f"{given}/run", f"{own}/run", f"{linked}/one"):
         path = machine.root / "trees" / place
         came_ns = path.stat().st_mtime_ns
