@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -255,6 +256,13 @@ def test_a_machine_that_asks_and_asks_is_sent_it_once() -> None:
     with pytest.raises(TransferIncomplete, match="prints without end"):
         Wire(sink, 5)
     assert bytes(sink.got) == wire.parcel()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a pipe's size is Linux's")
+def test_the_pipes_to_an_agent_hold_a_megabyte(machine: Machine) -> None:
+    process: Any = machine.agent().channel.process  # type: ignore[attr-defined]
+    get_pipe_size = 1032
+    assert [fcntl.fcntl(pipe, get_pipe_size) for pipe in (process.stdin, process.stdout)] == [1 << 20] * 2
 
 
 def test_a_question_of_few_words_loads_little(machine: Machine) -> None:
