@@ -31,6 +31,7 @@ from orchestrator.wire import Wire, understood
 ASK_EVERY_S = 20.0  # whether there is still a machine, while it doesn't answer
 GIVE_UP_S = 600.0  # of reconnecting: after that, the job's fate is unknown here
 STATES = ("queued", "preparing", "setup", "running", *ENDED)
+SOON_S = 3.0  # a job that is queued longer than that waits for others, and who looks is told so
 LOOK_S = 10.0  # the longest the agent waits for news before it answers all the same: our heartbeat
 
 
@@ -269,7 +270,8 @@ def _follow(host: Host, store: Record, job: Job, watcher: Watcher, log: Log, gon
     while True:
         try:
             wire = wire or host.agent(timeout_s=LOOK_S + 15)
-            answer, data = news(wire, job, offset, state, progress, LOOK_S, log.size)
+            wait_s = SOON_S if state == "queued" and not waits else LOOK_S
+            answer, data = news(wire, job, offset, state, progress, wait_s, log.size)
         except Unreachable as error:
             wire = None
             lost_at = reconnecting(host, store, job, error, lost_at, watcher)

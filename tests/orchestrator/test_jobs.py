@@ -130,10 +130,13 @@ def test_a_log_comes_home_at_its_offsets_however_often_it_is_asked_for(store: St
 def test_who_waits_for_the_jobs_before_is_told_so_once(store: Store, job: Job) -> None:
     store.update_job(job, state="queued")
     answers = [news({"state": state, "at": 1.0}) for state in ("queued", "queued", "running")] + [news(ENDED)]
-    host: Any = SimpleNamespace(agent=lambda timeout_s: false_wire(*answers), park=lambda wire: None)
+    wire = false_wire(*answers)
+    host: Any = SimpleNamespace(agent=lambda timeout_s: wire, park=lambda wire: None)
     said: list[str] = []
     watcher: Any = SimpleNamespace(say=said.append, log=None, progress=None)
     assert jobs.follow(host, store, store.reread(job), watcher, 0, 3600).state == "succeeded"
+    channel: Any = wire.channel
+    assert [request["wait_s"] for request in channel.requests[:3]] == [jobs.SOON_S, jobs.LOOK_S, jobs.LOOK_S]
     assert said == ["job 1: it waits for the jobs before it"]
 
 
