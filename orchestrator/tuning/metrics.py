@@ -7,6 +7,7 @@ log: the last line that is a JSON object with it, or that says `accuracy=0.93` o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -32,6 +33,18 @@ def find(results: Path, name: str) -> float | None:
         if found is not None:
             return found
     return None
+
+
+def names(results: Path) -> list[str]:
+    """What could have been asked for: the numbers that the results' files and the log's end have."""
+    log = _end_of(results / "log.txt", LOG_BYTES)
+    found = {name for name, _ in re.findall(rf"(?:^|[\s,;|(])([A-Za-z]\w*)\s*[=:]\s*{NUMBER}(?![\w.])", log)}
+    for path in (path for path in results.rglob("*.json*") if path.name in FILES and path.is_file()):
+        text = _end_of(path, MOST_BYTES)
+        with contextlib.suppress(ValueError, RecursionError):  # cut, or not what it is called
+            last = json.loads(text.splitlines()[-1] if path.suffix == ".jsonl" and text else text)
+            found |= {name for name in last if _last([json.dumps(last)], name) is not None}
+    return sorted(found)
 
 
 def curve(results: Path, name: str) -> dict[int, float]:

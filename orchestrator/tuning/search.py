@@ -158,6 +158,8 @@ class Search:
         self.losses += outcome.state == "lost"
         if self.failures and self.failures == self.wish.max_failures:
             self.over = f"{self.failures} trials in a row have failed, the last: {outcome.reason}"
+        elif outcome.mute and not self.best():
+            self.over = f"trial {number} has succeeded without a {self.wish.metric}, as the next ones would"
         elif self.losses == MOST_LOST:
             self.over = f"{MOST_LOST} trials were lost, the last: {outcome.reason}"
         said = f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state

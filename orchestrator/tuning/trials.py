@@ -13,6 +13,8 @@ from orchestrator.store import Job, Session
 from orchestrator.tuning import metrics
 from orchestrator.watch import Watcher
 
+MOST_NAMED = 10  # of the numbers that a job gave instead of the one that was asked for
+
 
 class Board(Protocol):
     """Where the trials that run are shown."""
@@ -47,6 +49,7 @@ class Outcome:
     state: str  # complete, diverged, pruned, stopped, failed, lost
     reason: str = ""
     value: float | None = None
+    mute: bool = False  # the job succeeded, and nothing says the metric
 
 
 def make_slots(
@@ -79,7 +82,9 @@ def judge(job: Job, metric: str, session: Session) -> Outcome:
         return Outcome("diverged") if diverged else Outcome("failed", job.reason)
     value = metrics.find(job.results, metric)
     if value is None:
-        return Outcome("failed", f"no {metric} in its results or its log")
+        there = ", ".join(metrics.names(job.results)[:MOST_NAMED])
+        instead = f"; --metric can name what there is: {there}" if there else ""
+        return Outcome("failed", f"no {metric} in its results or its log{instead}", mute=True)
     return Outcome("complete", "", value) if math.isfinite(value) else Outcome("diverged", f"{metric} is {value}")
 
 

@@ -158,4 +158,8 @@ def test_a_search_in_which_everything_fails_ends_early_and_says_why(two: Cli) ->
     assert 2 <= len(jobs(two)) - before <= 3  # one may have begun beside the last
     assert "2 trials in a row have failed, the last: exit code 3" in done.err
     assert "none of" in done.err and "log.txt" in done.err
+    before = len(jobs(two))
+    done = two("tune", "--param", "x=0:1", "--metric", "f1", "--", "sh", "-c", "echo score=1", code=10)
+    assert len(jobs(two)) - before <= 3, "a search that finds no metric goes on"
+    assert "without a f1" in done.err and "--metric can name what there is: score" in done.err
     assert two("down", "s").code == 0 and list((two.home / "studies").iterdir())

@@ -203,6 +203,18 @@ def test_the_metric_is_found_in_the_results_or_the_log(
     assert found == expected or (found is not None and expected is not None and math.isnan(found + expected))
 
 
+def test_what_could_be_asked_for_is_named(tmp_path: Path) -> None:
+    assert metrics.names(tmp_path) == []
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/metrics.jsonl").write_text(
+        '{"warmup": 1}\n{"loss": 0.5, "name": "x", "done": true, "acc": 1}\n'
+    )
+    (tmp_path / "outputs/summary.json").write_text("not json")
+    (tmp_path / "outputs/metrics.json").write_text("[1]")
+    (tmp_path / "log.txt").write_text("epoch 1: mAP=0.5, took: 3s\n")
+    assert metrics.names(tmp_path) == ["acc", "loss", "mAP"]
+
+
 # ---- what came of a trial -----------------------------------------------------------------------------------------
 
 SESSION = Session(1, "s", "local", "ready", Path(), 0, 1e12, None)
