@@ -23,8 +23,8 @@ from orchestrator import jobs
 from orchestrator.errors import OrchestrateError, UsageError
 from orchestrator.lifecycle import check_succeeded
 from orchestrator.report import Lines
-from orchestrator.session import connect, gone, is_gone, load_cloud
-from orchestrator.store import Job, Session, Store
+from orchestrator.session import connect, gone, is_gone, load_cloud, numbered
+from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
 
 if TYPE_CHECKING:
@@ -213,20 +213,30 @@ class Listening:
 # ---- ports and TensorBoard ----------------------------------------------------------------------------------------
 
 
-def bring_port(store: Store, session: Session, remote_port: int, local_port: int | None, watcher: Watcher) -> None:
-    """A port of the session's machine at a port here, until Ctrl-C or until the machine has ended, which is an error.
+def bring_port(
+    store: Store,
+    session: Session,
+    remote_port: int,
+    local_port: int | None,
+    watcher: Watcher,
+    node: int | None = None,
+) -> None:
+    """A port of one of the session's machines at a port here, until Ctrl-C or until the machine has ended.
 
-    Raises MachineGone, OrchestrateError.
+    Raises MachineGone, UsageError, OrchestrateError.
     """
     from orchestrator import tunnel
 
     ask_at = 0.0
-    wanted = tunnel.free_port(remote_port) if local_port is None else local_port
-    with connect(session) as host, tunnel.forward(host, wanted, remote_port, watcher.say) as here:
+    machine = numbered(session, node)
+    host = connect(session, machine)
+    if local_port is None:  # the same one, of a machine that is this computer, would lead to itself
+        local_port = 0 if host.host == tunnel.HERE else tunnel.free_port(remote_port)
+    with host, tunnel.forward(host, local_port, remote_port, watcher.say) as here:
         watcher.say(f"port {remote_port} of {session.name} is here: http://127.0.0.1:{here}  (Ctrl-C ends it)")
         while store.is_open(session.id):
             if not host.is_open and time.monotonic() > ask_at:
-                check_there(store, session)
+                check_there(store, session, machine or session.machines[0])
                 ask_at = time.monotonic() + jobs.ASK_EVERY_S
             time.sleep(LOOK_S)
     raise OrchestrateError(
@@ -234,12 +244,11 @@ def bring_port(store: Store, session: Session, remote_port: int, local_port: int
     )
 
 
-def check_there(store: Store, session: Session) -> None:
+def check_there(store: Store, session: Session, machine: MachineRow) -> None:
     """Raises MachineGone where the machine that ports come from has ended."""
-    first = session.machines[0]
-    if is_gone(session, first):
-        store.gone(session, [first])
-        raise gone(session, [first])
+    if is_gone(session, machine):
+        store.gone(session, [machine])
+        raise gone(session, [machine])
 
 
 def tensorboard(store: Store, session: Session, port: int, watcher: Watcher) -> None:

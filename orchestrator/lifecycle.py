@@ -33,7 +33,18 @@ from orchestrator.homecoming import bring_everything_home, bring_home, coming_ho
 from orchestrator.interrupts import one_interrupt
 from orchestrator.making import create, end_machines, prepare
 from orchestrator.market import Clouds, allowed, answering_for, propose
-from orchestrator.session import check_same, gone, held, is_gone, load_cloud, mapped, missing, moment, said_where_gone
+from orchestrator.session import (
+    check_same,
+    gone,
+    held,
+    is_gone,
+    load_cloud,
+    mapped,
+    missing,
+    moment,
+    numbered,
+    said_where_gone,
+)
 from orchestrator.ssh import Host
 from orchestrator.store import Job, Session, Store
 from orchestrator.watch import Watcher
@@ -164,9 +175,7 @@ def run(
     Ctrl-C detaches and never kills: KeyboardInterrupt leaves the job running. The job returned has ended, well or not;
     with `detach` it is only queued. Raises OrchestrateError.
     """
-    there = [machine.node for machine in session.machines]
-    if node is not None and node not in there:
-        raise UsageError(f"{session.name!r} has no machine {node}", f"it has {', '.join(map(str, there)) or 'none'}")
+    numbered(session, node)
     with Fleet(session) as fleet:
         job = start(fleet, store, session, config, argv, watcher, node=node)
         return job if detach else finish(fleet, store, session, job, watcher, offset=0)
@@ -317,6 +326,8 @@ def check_succeeded(job: Job) -> None:
     if job.state != "succeeded":
         log = job.results / "log.txt"
         hint = f"its log: {job.where}/log.txt" if log.exists() else f"`orchestrate status` knows job {job.number}"
+        if any(job.results.glob("node-*/log.txt")):
+            hint += f"; its other machines': {job.where}/node-*/log.txt"
         raise JobFailed(f"job {job.number} {job.state}: {job.reason}", hint)
 
 

@@ -48,6 +48,16 @@ def connect(session: Session, machine: MachineRow | None = None, past_end: bool 
     return Host(machine.host, machine.port, machine.user, key, machine.host_key, lambda: is_gone(session, machine))
 
 
+def numbered(session: Session, node: int | None) -> MachineRow | None:
+    """The session's machine of that number; None: its first. Raises UsageError where it has no such machine."""
+    there = {machine.node: machine for machine in session.machines}
+    if node is None:
+        return session.machine
+    if node not in there:
+        raise UsageError(f"{session.name!r} has no machine {node}", f"it has {', '.join(map(str, there)) or 'none'}")
+    return there[node]
+
+
 def moment(seconds: float) -> str:
     """A time here, in words."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -312,8 +312,8 @@ class Host:
         Raises Unreachable.
         """
         channel = self._open_channel()
-        interactive = stdin.isatty()
-        if interactive or not argv:
+        interactive = stdin.isatty() and (stdout.isatty() or not argv)  # in a file, a terminal's line ends are damage
+        if interactive:
             size = os.get_terminal_size(stdout.fileno()) if stdout.isatty() else os.terminal_size((80, 24))
             with self._replying(channel):
                 channel.get_pty(os.environ.get("TERM", "xterm"), size.columns, size.lines)

@@ -39,6 +39,7 @@ Simulate = Annotated[bool, Opt("--simulate", help="In a cloud on this computer, 
 Yes = Annotated[bool, Opt("--yes", "-y", help="Don't ask.")]
 Json = Annotated[bool, Opt("--json", help="Print the result as JSON.")]
 JobOption = Annotated[int | None, Opt("--job", "-j", metavar="N", help="The job; left out: the latest.")]
+OtherNode = Annotated[int | None, Opt("--node", metavar="N", help="Of several machines that one; left out: the first.")]
 MACHINE: dict[str, Any] = {  # the flags that describe a machine: the file, and the fields of its `resources:`
     "file": FileOption,
     "provider": Annotated[

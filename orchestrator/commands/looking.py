@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.flags import Arg, JobOption, Json, Named, NameOption, Opt
+from orchestrator.commands.flags import Arg, JobOption, Json, Named, NameOption, Opt, OtherNode
 from orchestrator.commands.reading import store
 from orchestrator.commands.telling import done, ended, job_json, session_json, told
 
@@ -106,16 +106,14 @@ def stop(name: Named = None, job: JobOption = None, as_json: Json = False) -> No
         records = store()
         session, found = records.find_job(name, job)
         stopped = visit.stop(records, session, found, watcher)
-        done(
-            as_json,
-            job_json(stopped),
-            f"job {stopped.number} {stopped.state}: {stopped.reason}. Results: {stopped.where}",
-        )
+        how = f"{stopped.state}: {stopped.reason}" if stopped.reason else stopped.state
+        done(as_json, job_json(stopped), f"job {stopped.number} {how}. Results: {stopped.where}")
 
 
 def ssh(
     command: ShellLine = None,
     name: NameOption = None,
+    node: OtherNode = None,
     config: SshConfig = False,
     install: Install = False,
 ) -> None:
@@ -130,6 +128,6 @@ def ssh(
                 return print(sshconfig.shown(store()))
             return done(False, None, sshconfig.installed(store()))
         session = store().pick(name)
-        with sessions.connect(session) as host:
+        with sessions.connect(session, sessions.numbered(session, node)) as host:
             code = host.shell(command or [], sys.stdin, sys.stdout)
         raise typer.Exit(code if code >= 0 else 255)

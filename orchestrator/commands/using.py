@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from orchestrator.commands.flags import Arg, JobOption, Named, Opt
+from orchestrator.commands.flags import Arg, JobOption, Named, Opt, OtherNode
 from orchestrator.commands.reading import store
 from orchestrator.commands.telling import done, told
 from orchestrator.errors import UsageError
@@ -52,13 +52,13 @@ def deploy(
             done(False, None, f"bundle: {deploying.make_bundle(folder, data, data_root)}")
 
 
-def port(remote: RemotePort, name: Named = None, local: LocalPort = None) -> None:
+def port(remote: RemotePort, name: Named = None, local: LocalPort = None, node: OtherNode = None) -> None:
     """A port of the machine, a notebook's or a server's, on this computer. Until Ctrl-C."""
     with told(False, False) as watcher:
         from orchestrator import deploy
 
         records = store()
-        deploy.bring_port(records, records.pick(name), remote, local, watcher)
+        deploy.bring_port(records, records.pick(name), remote, local, watcher, node)
 
 
 def tensorboard(name: Named = None, port: ServedPort = 6006) -> None:

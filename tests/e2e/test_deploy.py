@@ -365,6 +365,16 @@ def test_a_taken_port_here_is_refused_or_gone_round(cli: Cli, host: Host) -> Non
     assert command.interrupt() == 130 and not is_listened_on(url)
 
 
+def test_a_port_of_a_machine_that_is_this_computer_does_not_lead_to_itself(cli: Cli) -> None:
+    cli("up", "s", "--provider", "local", "--yes")
+    free = Answering(echo)
+    port = free.port
+    free.listener.close()
+    command = Foreground(cli, "port", str(port))
+    assert not command.until(r"is here: (http://[\d.:]+)").endswith(f":{port}")
+    assert command.interrupt() == 130
+
+
 def test_port_ends_with_the_machine(cli: Cli) -> None:
     assert "no session" in cli("port", "8888", code=2).err
     cli("up", "s", "--provider", "local", "--yes")

@@ -30,6 +30,13 @@ def test_three_local_machines_are_made_reached_and_ended(cli: Cli, server: str) 
     assert sorted(cli("run", "--", "echo", "here").out.splitlines()) == ["[0] here", "[1] here", "[2] here"]
     again = cli("up", "s", "--provider", "local", "--nodes", "3", "--yes", "--json")
     assert [machine["port"] for machine in again.json["machines"]] == [machine["port"] for machine in machines]
+    homes = [cli("ssh", *words, "pwd").out for words in ([], ["--node", "0"], ["--node", "2"])]
+    assert homes[0] == homes[1] != homes[2]
+    assert "'s' has no machine 3" in cli("ssh", "--node", "3", code=2).err
+    assert "'s' has no machine 3" in cli("port", "8888", "--node", "3", code=2).err
+    done = cli("run", "--", "sh", "-c", "exit $ORCHESTRATE_NODE", code=10)
+    assert "results/s/2/log.txt; its other machines': results/s/2/node-*/log.txt" in done.err
+    assert "job 1 succeeded. Results: results/s/1" in cli("stop", "-j", "1").err
     cli("down")
     assert survivors(cli.home) == []
 

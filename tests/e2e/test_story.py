@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pty
 import signal
 import subprocess
 import time
@@ -321,6 +323,13 @@ def test_ssh_runs_a_command_and_exits_as_it_does(cli: Cli, server: str) -> None:
     done = cli("ssh", "--", "sh", "-c", "echo out; echo err >&2; exit 5", code=5)
     assert done.out == "out\n" and "err" in done.err
     assert cli("ssh", "--", "cat", stdin="through\n").out == "through\n"
+    assert cli("ssh", stdin="echo one\nexit 4\n", code=4).out == cli("ssh", stdin="echo one").out == "one\n"
+    ours, theirs = pty.openpty()
+    argv = cli.argv("ssh", "--", "printf", "a\\n")
+    kept = subprocess.run(argv, cwd=cli.folder, env=cli.env(None), stdin=theirs, stdout=subprocess.PIPE, timeout=90)
+    assert kept.stdout == b"a\n", "a terminal was between the command and the file"
+    os.close(ours)
+    os.close(theirs)
     big = cli("ssh", "--", "head", "-c", "3000000", "/dev/zero")
     assert len(big.out) == 3000000
     more = "x" * 12_000_000
