@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,7 @@ from orchestrator import bucket, jobs, sync, usage
 from orchestrator.errors import Refused, TransferIncomplete
 from orchestrator.store import Job, Store
 from orchestrator.wire import frame
+from tests.conftest import REPOSITORY
 from tests.orchestrator.machines import Machine, false_wire, fill, j, ok, small_disk, stream
 
 RUNNING = {"state": "running", "at": 1.0, "started_at": 1.0}
@@ -138,6 +141,18 @@ def test_who_waits_for_the_jobs_before_is_told_so_once(store: Store, job: Job) -
     channel: Any = wire.channel
     assert [request["wait_s"] for request in channel.requests[:3]] == [jobs.SOON_S, jobs.LOOK_S, jobs.LOOK_S]
     assert said == ["job 1: it waits for the jobs before it"]
+
+
+@pytest.mark.parametrize("written", ["'开始 🚀'", "os.fsdecode(sys.argv[1])"])
+def test_a_command_is_shown_in_any_locale_as_it_was_written(written: str) -> None:
+    program = (
+        "import os, sys; from orchestrator.jobs import Spec\n"
+        f"print(ascii(Spec(['echo', {written}], None, '', None, [], {{}}, '', 30).words))\n"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(REPOSITORY)}
+    argv = [sys.executable, "-", "开始 🚀".encode()]
+    shown = subprocess.run(argv, env=ascii_only, input=program.encode(), capture_output=True, check=True).stdout
+    assert shown.decode().strip() == ascii("echo '开始 🚀'")
 
 
 def test_a_log_that_would_begin_where_no_file_can_is_refused(store: Store, job: Job) -> None:
