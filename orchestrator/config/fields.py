@@ -189,6 +189,13 @@ class Config(Fields):
         for name in self.secrets:
             if name in self.envs:
                 raise q.BadItem("secrets", f"{name} is in envs too; keep it here, and take it out of envs")
+        for target in self.inputs:
+            if any(f"{output}/".startswith(f"{target}/") for output in self.outputs):
+                raise q.BadItem(
+                    "inputs",
+                    f"{target} is an output too, of which nothing would come home: an input is a "
+                    "link; give it another path, and have the job copy from there",
+                )
         return self
 
     @property

@@ -738,3 +738,10 @@ def test_no_input_lies_inside_another(read):
     with pytest.raises(UsageError, match="is inside another input"):
         read("inputs: {data/x: a, data: b}")
     read("inputs: {data: a, database: b}")
+
+
+def test_what_comes_home_is_no_input(read):
+    for text in ("inputs: {outputs: a}", "outputs: [runs/*.txt]\ninputs: {runs: a}"):
+        with pytest.raises(UsageError, match="of which nothing would come home"):
+            read(text)
+    read("inputs: {outputs/before: a, out: b}")
