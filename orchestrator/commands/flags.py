@@ -29,6 +29,16 @@ Opt, Arg, ONLY = typer.Option, typer.Argument, "The session; left out: the only 
 Named = Annotated[str | None, Arg(metavar="NAME", help=ONLY, autocompletion=_names)]
 NewName = Annotated[str | None, Arg(metavar="NAME", help="The session; left out: the file's `name`, or the folder's.")]
 NameOption = Annotated[str | None, Opt("--name", "-n", metavar="NAME", help=ONLY, autocompletion=_names)]
+OwnName = Annotated[
+    str | None,
+    Opt(
+        "--name",
+        "-n",
+        metavar="NAME",
+        help="The session; left out: the file's or the folder's, else the only one.",
+        autocompletion=_names,
+    ),
+]
 CommandLine = Annotated[
     list[str] | None, Arg(metavar="COMMAND", help="What to run; left out: the file's `run`, else the trainer.")
 ]

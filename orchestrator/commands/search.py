@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from orchestrator.commands.flags import CommandLine, FileOption, Json, NameOption, Opt
+from orchestrator.commands.flags import CommandLine, FileOption, Json, Opt, OwnName
 from orchestrator.commands.reading import picked, store
 from orchestrator.commands.telling import done, told
 from orchestrator.errors import OrchestrateError
@@ -33,7 +33,7 @@ Fresh = Annotated[bool, Opt("--fresh", help="Begin anew, though the same words h
 
 def tune(
     command: CommandLine = None,
-    name: NameOption = None,
+    name: OwnName = None,
     file: FileOption = None,
     param: Params = None,
     trials: Trials = None,

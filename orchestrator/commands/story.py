@@ -11,9 +11,9 @@ from orchestrator.commands.flags import (
     JobOption,
     Json,
     Named,
-    NameOption,
     NewName,
     Opt,
+    OwnName,
     Simulate,
     Yes,
     with_machine,
@@ -73,7 +73,7 @@ def up(
 
 def run(
     command: CommandLine = None,
-    name: NameOption = None,
+    name: OwnName = None,
     file: FileOption = None,
     node: OnNode = None,
     detach: Detach = False,
