@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import sync, usage
-from orchestrator.arrivals import cannot_take
+from orchestrator.arrivals import cannot_take, shown
 from orchestrator.beside import beside
 from orchestrator.errors import MachineGone, OrchestrateError, TransferIncomplete, Unreachable
 from orchestrator.meter import Tell, said_size
@@ -376,6 +376,7 @@ def bring_home(
     status = bring_log(wire, store, job)
     pulled = sync.Outputs(job.results, say=say).pull(wire, job.number, job.outputs, final, tell)
     if final:
+        check_taken(job, pulled)
         write_json(
             job.results / "manifest.json",
             {path: {"size": size, "sha256": digest} for path, (size, digest) in sorted(pulled.files.items())},
@@ -386,6 +387,18 @@ def bring_home(
         sync.settle(job.results)  # before the record gives the machine free
         store.update_job(job, pulled=int(over))
     return pulled
+
+
+def check_taken(job: Job, pulled: sync.Pulled) -> None:
+    """Raises TransferIncomplete where what is named as an output can't be taken at all: nothing of it would be home."""
+    outputs = [os.path.normpath(output).lstrip("/") for output in job.outputs]
+    for name in pulled.skipped:
+        if any(f"{output}/".startswith(f"{name}/") for output in outputs):
+            raise TransferIncomplete(
+                f"{shown(name)} is a link, or no file, and nothing of it came home; all else did",
+                f"make it a folder there, or a file: `orchestrate ssh`, in ~/.orchestrate/jobs/{job.number:04d}/work; "
+                "then `orchestrate pull`",
+            )
 
 
 def bring_log(wire: Wire, store: Record, job: Job) -> dict[str, Any]:

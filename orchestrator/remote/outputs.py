@@ -1,5 +1,6 @@
 """What a job has written: the plain files that patterns name below its working folder, never through a link.
 
+But for one: where an output is named that the job has made a link to a folder of the machine's, on a larger disk.
 Standard library only, Python 3.8 and up.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import importlib
 import os
 import stat
 import time
@@ -16,6 +18,7 @@ TYPE_CHECKING = False  # see `start.py`
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Tuple
 
+supervisor: Any = importlib.import_module("supervisor")  # which lies beside this one
 TRIES, QUIET_S = 10, 0.05  # of one that is rewritten all the time: so long nobody may have written to it
 # (device, inode, size, mtime_ns, ctime_ns) -> sha256: what was hashed once isn't read again.
 digests: Dict[Tuple[int, ...], str] = {}
@@ -105,21 +108,21 @@ def files(work: str, patterns: list[str], skipped: list[str]) -> Iterator[str]:
     """Every file once. Links, and whatever else is no file, go into `skipped`."""
     seen = set()
     for pattern in patterns:
-        for match in matches(work, pattern.split("/"), skipped):
+        for match in matches(work, work, pattern.split("/"), skipped):
             for name in walk(os.path.normpath(match), skipped):
                 if name not in seen:
                     seen.add(name)
                     yield name
 
 
-def matches(top: str, parts: list[str], skipped: list[str]) -> Iterator[str]:
+def matches(work: str, top: str, parts: list[str], skipped: list[str]) -> Iterator[str]:
     """What a pattern names below top, as `glob` has it with `**`; but that follows links, and a loop without end."""
     if not parts:
         yield top
         return
     first, rest = parts[0], parts[1:]
     if first == "**":
-        yield from matches(top, rest, skipped)
+        yield from matches(work, top, rest, skipped)
     try:
         names = sorted(os.listdir(top)) if glob.has_magic(first) else [first]
     except (FileNotFoundError, NotADirectoryError):  # renamed or removed meanwhile
@@ -140,19 +143,27 @@ def matches(top: str, parts: list[str], skipped: list[str]) -> Iterator[str]:
             skipped.append(inner)
             continue
         if stat.S_ISLNK(kind):
-            if not rest or not glob.has_magic(first):
+            if os.path.normpath(top) == work and not glob.has_magic(first) and leads_elsewhere(inner):
+                yield from matches(work, inner, rest, skipped)
+            elif not rest or not glob.has_magic(first):
                 skipped.append(inner)
         elif first == "**":
             if stat.S_ISDIR(kind):
-                yield from matches(inner, parts, skipped)
+                yield from matches(work, inner, parts, skipped)
         elif not rest or stat.S_ISDIR(kind):
-            yield from matches(inner, rest, skipped)
+            yield from matches(work, inner, rest, skipped)
+
+
+def leads_elsewhere(link: str) -> bool:
+    """Whether it leads to a folder of the machine's that is neither among ours nor above them."""
+    there, ours = os.path.realpath(link), os.path.realpath(supervisor.ROOT)
+    return os.path.isdir(there) and os.path.commonpath([there, ours]) not in (there, ours)
 
 
 def walk(top: str, skipped: list[str]) -> Iterator[str]:
     """Every plain file at or below top."""
     try:
-        kind = os.lstat(top).st_mode
+        kind = os.stat(top).st_mode
     except OSError:
         return
     if stat.S_ISREG(kind):

@@ -416,6 +416,22 @@ def digest(path: Path) -> str:
         return whole.hexdigest()
 
 
+def test_what_an_output_links_to_comes_home_and_where_it_links_to_nothing_the_machine_is_kept(
+    shared: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    link = f"rm -r outputs; ln -s {tmp_path}/%s outputs"
+    shared("run", "--", "sh", "-c", f"{link % 'disk'}; echo here > outputs/w")
+    assert (shared.folder / f"results/s/{latest(shared)}/outputs/w").read_text() == "here\n"
+    done = shared("run", "--", "sh", "-c", link % "disk/none", code=8)
+    assert "outputs is a link, or no file, and nothing of it came home" in done.err
+    shared("pull", code=8)
+    (tmp_path / "disk/none").mkdir()
+    shared("pull")
+    job = max(shared("status", "--json").json[0]["jobs"], key=lambda job: job["number"])
+    assert job["pulled"] and job["state"] == "succeeded"
+
+
 @pytest.mark.parametrize("times", [1, 2, 99])
 def test_a_file_that_is_saved_while_it_is_sent_goes_as_it_was_saved_and_one_that_always_is_ends_the_run(
     shared: Cli, monkeypatch: pytest.MonkeyPatch, times: int

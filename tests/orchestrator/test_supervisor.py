@@ -598,6 +598,27 @@ def test_links_in_outputs_are_never_followed(here: Machine) -> None:
     assert here.wire.call("manifest", job=1, patterns=["no", "no/*", "../*", "[", "outputs/file/x"])["files"] == []
 
 
+def test_an_output_that_the_job_has_made_a_link_to_a_folder_elsewhere_is_taken(here: Machine) -> None:
+    disk = here.home / "large disk"
+    (disk / "d").mkdir(parents=True)
+    (disk / "w").write_text("w")
+    (disk / "d/w").write_text("w")
+    (disk / "link").symlink_to(here.home)
+    links = {"outputs": disk, "up": here.home, "top": "/", "ours": here.root / "blobs", "file": disk / "w"}
+    here.ran(1, "rm -r outputs; " + "; ".join(f"ln -s '{to}' {name}" for name, to in links.items()))
+
+    def listed(pattern: str) -> tuple[set[str], list[str]]:
+        manifest = here.wire.call("manifest", job=1, patterns=[pattern])
+        return {path for path, *_ in manifest["files"]}, manifest["skipped"]
+
+    for pattern in ("outputs", "./outputs/", "outputs/**"):
+        assert listed(pattern) == ({"outputs/w", "outputs/d/w"}, ["outputs/link"]), pattern
+    assert listed("outputs/*/w") == ({"outputs/d/w"}, [])
+    assert listed("out*") == (set(), ["outputs"])
+    for name in ("up", "top", "ours", "file"):
+        assert listed(name) == (set(), [name]), name
+
+
 def test_patterns_name_what_a_shell_would(here: Machine) -> None:
     here.ran(1, "mkdir -p a/b/c .h; touch a/1.pt a/b/2.pt a/b/c/3.pt .h/4.pt a/x.log .5.pt")
 
