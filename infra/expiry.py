@@ -10,13 +10,14 @@ old one goes, so that the machine has an end at every moment.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import BadRequest, InfraError
-from infra.provider import MachineSpec, Offer, Rented, Say, utc
+from infra.provider import MachineSpec, Offer, Rented, Say
 
 if TYPE_CHECKING:
     from infra.stack import Stack
@@ -67,7 +68,7 @@ def move(rented: Rented, stack: Stack, folder: Path, expires_at: float, say: Say
     except EngineFailed as error:
         raise rented.classify(error.raw) from error
     remember(spec)
-    say(f"{rented.title} ends it at {utc(expires_at)}")
+    say(f"{rented.title} ends it at {time.strftime('%Y-%m-%d %H:%M', time.localtime(expires_at))}")
 
 
 def is_timer(rented: Rented, one: Any) -> bool:

@@ -116,7 +116,10 @@ def survive_reboots(wire: Wire, rented: bool, say: Say) -> None:
     with understood():
         command, how, new, problem = (answer[name] for name in ("command", "how", "new", "problem"))
     if not rented:
-        say(f"after a restart of this computer, `{command}` begins the job again on its machine")
+        say(
+            "should this computer restart, `orchestrate recover` has the job go on; for it to go on by itself, have "
+            f"this run at the start: `{command}`"
+        )
     elif not how:
         say(
             "after a reboot of the machine the job begins again only while a command here follows it: "

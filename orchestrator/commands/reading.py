@@ -13,6 +13,7 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.config.fields import Config
     from orchestrator.store import Session, Store
+    from orchestrator.watch import Watcher
 
 
 def store() -> Store:
@@ -54,7 +55,13 @@ def session_name(name: str | None, config: Config) -> str:
     return wanted
 
 
-def picked(records: Store, name: str | None, config: Config) -> Session:
-    """The session of the name given, or the file's, or the folder's; without any of these, the only one."""
+def picked(records: Store, name: str | None, config: Config, watcher: Watcher) -> Session:
+    """The session of the name given, or the file's, or the folder's, or the only one; of several it is said."""
     usual = session_name(name, config)
-    return records.pick(name or config.name or (usual if records.find(usual) else None))
+    session = records.pick(name or config.name or (usual if records.find(usual) else None))
+    if name is None and len(opened := records.sessions()) > 1:
+        others = ", ".join(one.name for one in opened if one.name != session.name)
+        watcher.say(
+            f"on {session.name!r}, as {'the file' if config.name else 'this folder'} has it; open too: {others}"
+        )
+    return session

@@ -55,7 +55,7 @@ def tune(
         from orchestrator.tuning.search import Search
 
         records = store()
-        session = picked(records, name, config)
+        session = picked(records, name, config, watcher)
         search = Search(records, session, config, command, watcher, board.Board(watcher), fresh)
         try:
             search.run()

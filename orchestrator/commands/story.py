@@ -87,7 +87,7 @@ def run(
         from orchestrator import lifecycle
 
         records = store()
-        session = picked(records, name, config)
+        session = picked(records, name, config, watcher)
         if recover and node is not None:
             raise UsageError("a job on one of several machines is not brought back", "leave --node or --recover out")
         if node is not None:

@@ -476,7 +476,7 @@ def test_a_job_goes_on_where_its_machine_was_rebooted_with_a_client_and_without(
     cli.write("orchestrate.yaml", "run: python count.py\ntools: []\n")
     cli("up", "s", "--yes")
     told = cli("run", "--detach", "--recover", "--", "true").err
-    command = re.search(r"after a restart of this computer, `(.*)` begins the job again", told)
+    command = re.search(r"have this run at the start: `(.*)`", told)
     assert command, told
     argv = shlex.split(parsed(again.unit(shlex.split(command[1]), "multi-user.target"))["Service"]["ExecStart"])
     assert argv == shlex.split(command[1])
