@@ -317,7 +317,8 @@ def finish(
     if not job.ended:
         watcher.say("the machine was rebooted, and has begun the job again by itself")
         return finish(fleet, store, session, job, watcher, None, only)
-    watcher.say(f"results: {len(pulled.files)} file{'s' * (len(pulled.files) != 1)} in {job.where}")
+    nothing = "" if pulled.files or not job.outputs else f"; what a job writes to {', '.join(job.outputs)} comes home"
+    watcher.say(f"results: {len(pulled.files)} file{'s' * (len(pulled.files) != 1)} in {job.where}{nothing}")
     return job
 
 

@@ -81,7 +81,7 @@ class Terminal:
         if self.yes or proposal.offer.price_per_hour == 0:
             return True
         if not sys.stdin.isatty():
-            raise UsageError("this costs money, and nobody is here to say yes", "add --yes")
+            raise UsageError("this is asked before anything is rented, and nobody is here to say yes", "add --yes")
         return self.confirms("rent it?")
 
     def confirms(self, question: str) -> bool:

@@ -129,7 +129,11 @@ class Config(Fields):
         description="What comes home: folders, files or globs in the job's folder.",
         examples=[["outputs", "logs/*.txt"]],
     )
-    setup: k.Shell = Field(default="", description="Shell, run once on a new machine.", examples=["pip install einops"])
+    setup: k.Shell = Field(
+        default="",
+        description="Shell, run once on a machine, and again when it changes.",
+        examples=["pip install einops"],
+    )
     run: k.Command = Field(
         default="",
         description="The job: shell, or a list of a program and its arguments. Empty: train with the trainer package.",
