@@ -19,7 +19,7 @@ from orchestrator import bucket, jobs, snapshot, sync, worktree
 from orchestrator.arrivals import shown
 from orchestrator.bootstrap import Ready
 from orchestrator.config.quantities import parse_duration
-from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable, UsageError
+from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable, UsageError
 from orchestrator.fleet import Fleet, Part, part_of
 from orchestrator.known import Known
 from orchestrator.snapshot import INPUT, LIBRARY, WORK, Snapshot
@@ -112,7 +112,8 @@ def submit(
 
     What one that is to be brought back begins with (`argv`: the command line's words) is kept before a machine has it.
     Raises OrchestrateError. What ends it before the job is on its way has it recorded as not begun, and keeps nothing;
-    after that, where its fate is unknown, it stays "submitting", and the next look at the machine tells.
+    after that, where its fate is unknown, it stays "submitting", and the next look at the machine tells. So does what
+    one of several machines refuses: another may have it.
     """
     started, on_its_way = time.monotonic(), False
     results = config.workdir_path() / "results" / session.name
@@ -130,7 +131,11 @@ def submit(
         if store.reread(job).state == "submitting":  # from now on a machine that hasn't got it has lost it
             store.update_job(job, state="queued")
     except BaseException as error:
-        if on_its_way and (isinstance(error, Unreachable) or not isinstance(error, OrchestrateError)):
+        known = isinstance(error, OrchestrateError) and not isinstance(error, (Unreachable, Refused))
+        if on_its_way and not (known and len(ready) == 1):
+            if known:
+                way_out = f"`orchestrate stop {session.name} -j {job.number}` ends it"
+                watcher.say(f"job {job.number} may have begun on other machines: {way_out}")
             raise
         reason = f"could not be submitted: {str(error) or 'interrupted'}"[:1000]
         store.update_job(job, state="failed", reason=reason, pulled=1)
@@ -220,7 +225,10 @@ def queue(
     watcher: Watcher,
     restore: list[str | None] | None = None,
 ) -> None:
-    """Queues the job on each machine. With `restore` it has run before: by machine the tree to be put there, if any."""
+    """Queues the job on each machine. With `restore` it has run before: by machine the tree to be put there, if any.
+
+    On the first before any other: the record is of its part, and a job that it doesn't have must be nowhere.
+    """
     watchers, several = fleet.watchers(watcher), len(ready) > 1
 
     def on(node: int, host: Host) -> None:
@@ -240,7 +248,9 @@ def queue(
             with host.agent() as wire:
                 jobs.submit(wire, session.name, job, spec, env, kept)
 
-    fleet.each(on)
+    on(0, fleet.first)
+    if several:
+        fleet.each(lambda node, host: on(node, host) if node else None)
 
 
 def price(machines: tuple[MachineRow, ...]) -> dict[str, str]:

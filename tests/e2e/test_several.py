@@ -259,6 +259,20 @@ def test_the_first_machine_that_fails_ends_the_others_and_is_the_reason(cli: Cli
     cli("down")
 
 
+@pytest.mark.parametrize("refuses", [0, 1])
+def test_a_job_that_one_machine_refuses_is_never_called_failed_while_another_has_it(cli: Cli, refuses: int) -> None:
+    cli("up", "s", "--provider", "local", "--nodes", "2", "--yes")
+    in_the_way = sorted(cli.home.glob("sessions/s/machine*/home"))[refuses] / ".orchestrate/jobs"
+    in_the_way.write_text("no folder")
+    said = cli("run", "-n", "s", "--", "sleep", "600", code=3).err
+    in_the_way.unlink()
+    (job,) = cli("status", "--json").json[0]["jobs"]
+    assert job["state"] == "failed" if refuses == 0 else job["state"] in ("queued", "preparing", "running")
+    assert "job 1 may have begun on other machines: `orchestrate stop s -j 1` ends it" in said
+    assert ("job 1 stopped" in cli("stop", "s").err) == (refuses == 1)
+    cli("down", "s", "--yes")
+
+
 def test_a_job_of_several_machines_is_detached_followed_stopped_and_brought_home(cli: Cli, eventually: Any) -> None:
     cli("up", "s", "--nodes", "2", "--yes")
     script = (

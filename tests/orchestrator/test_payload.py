@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import payload, snapshot
 from orchestrator.config.loading import load
-from orchestrator.errors import OrchestrateError, TransferIncomplete, Unreachable
+from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable
 from orchestrator.payload import price
 from orchestrator.store import MachineRow, Session, Store
 from tests.orchestrator.test_lifecycle import Told
@@ -59,6 +59,7 @@ def test_a_job_of_which_nothing_can_be_noted_here_is_not_begun_and_says_so(
 
 @pytest.mark.parametrize(("error", "state", "is_kept"), [
     (Unreachable("the line broke"), "submitting", True),
+    (Refused("it answered what is no answer"), "submitting", True),
     (OrchestrateError("the machine's disk is full"), "failed", False),
 ])  # fmt: skip
 def test_what_a_job_begins_with_is_kept_unless_it_is_known_that_it_did_not_begin(
