@@ -41,7 +41,7 @@ def names(results: Path) -> list[str]:
     found = {name for name, _ in re.findall(rf"(?:^|[\s,;|(])([A-Za-z]\w*)\s*[=:]\s*{NUMBER}(?![\w.])", log)}
     for path in (path for path in results.rglob("*.json*") if path.name in FILES and path.is_file()):
         text = _end_of(path, MOST_BYTES)
-        with contextlib.suppress(ValueError, RecursionError):  # cut, or not what it is called
+        with contextlib.suppress(ValueError, RecursionError, TypeError):  # cut, or not what it is called
             last = json.loads(text.splitlines()[-1] if path.suffix == ".jsonl" and text else text)
             found |= {name for name in last if _last([json.dumps(last)], name) is not None}
     return sorted(found)

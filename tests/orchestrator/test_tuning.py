@@ -210,9 +210,10 @@ def test_what_could_be_asked_for_is_named(tmp_path: Path) -> None:
         '{"warmup": 1}\n{"loss": 0.5, "name": "x", "done": true, "acc": 1}\n'
     )
     (tmp_path / "outputs/summary.json").write_text("not json")
-    (tmp_path / "outputs/metrics.json").write_text("[1]")
     (tmp_path / "log.txt").write_text("epoch 1: mAP=0.5, took: 3s\n")
-    assert metrics.names(tmp_path) == ["acc", "loss", "mAP"]
+    for content in ("[1]", "3", "null"):
+        (tmp_path / "outputs/metrics.json").write_text(content)
+        assert metrics.names(tmp_path) == ["acc", "loss", "mAP"]
 
 
 # ---- what came of a trial -----------------------------------------------------------------------------------------
