@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from infra import provider
 from infra.provider import Machine
 from orchestrator import lifecycle
-from orchestrator.errors import Elsewhere, Locked, MayStillBill, OrchestrateError, Unreachable
+from orchestrator.errors import Elsewhere, Locked, MachineGone, MayStillBill, OrchestrateError
 from orchestrator.interrupts import one_interrupt
 from orchestrator.lifecycle import as_made
 from orchestrator.making import create, end_machines, prepare
 from orchestrator.market import Clouds, allowed, propose
-from orchestrator.session import held, keys, load_cloud, mapped, seeded_key
+from orchestrator.session import held, keys, load_cloud, mapped, said_where_gone, seeded_key
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.watch import Watcher
 
@@ -68,7 +68,8 @@ def anew(
 def ended_where_it_fails(store: Store, session: Session, clouds: Clouds, watcher: Watcher) -> Iterator[None]:
     """Whatever goes wrong, no machine is left; the session is, and what jobs began with.
 
-    Raises OrchestrateError: Elsewhere where the new ones don't answer either.
+    Raises OrchestrateError: Elsewhere where the new ones have ended too. Ones that are there and don't answer cost
+    money each time: others would hardly do better.
     """
     try:
         yield
@@ -82,10 +83,11 @@ def ended_where_it_fails(store: Store, session: Session, clouds: Clouds, watcher
         store.set_state(now, "ready")
         if not isinstance(error, OrchestrateError):
             raise
-        raise (Elsewhere if isinstance(error, Unreachable) else OrchestrateError)(
+        kind, hint = (Elsewhere, "") if isinstance(error, MachineGone) else (OrchestrateError, error.hint)
+        raise kind(
             f"{error}; no machine is left",
-            f"{error.hint}{'; ' * bool(error.hint)}`orchestrate recover {now.name}` tries again; `orchestrate down "
-            f"{now.name}` closes the session",
+            f"{hint}{'; ' * bool(hint)}`orchestrate recover {now.name}` tries again; `orchestrate down {now.name}` "
+            "closes the session",
         ) from error
 
 
@@ -169,4 +171,5 @@ def elsewhere(store: Store, session: Session, config: Config, clouds: Clouds, wa
     taken = (lost.region, lost.instance_type) if lost else None
     offers = sorted(proposal.offers, key=lambda offer: (offer.region, offer.instance_type) == taken)
     session = create(store, session, clouds, config, replace(proposal, offers=offers), watcher)
-    prepare(store, session, config, clouds[session.provider], watcher)
+    with said_where_gone(session, *session.machines):
+        prepare(store, session, config, clouds[session.provider], watcher)

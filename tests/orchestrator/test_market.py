@@ -10,8 +10,9 @@ import pytest
 
 from infra.provider import Cloud, Offer
 from orchestrator import market, replacing
+from orchestrator import session as sessions
 from orchestrator.config.fields import Config
-from orchestrator.errors import OrchestrateError, UsageError
+from orchestrator.errors import Elsewhere, OrchestrateError, Unreachable, UsageError
 from orchestrator.store import MachineRow, Store
 from orchestrator.watch import Proposal
 from tests.orchestrator.test_lifecycle import Told
@@ -124,3 +125,24 @@ def test_a_lost_job_goes_on_until_the_sessions_end_of_now_and_in_its_budget_of_n
     assert not made
     elsewhere(0.5)
     assert made[0].lifetime_s == pytest.approx(20 * 3600, abs=600)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_new_machine_that_is_there_and_does_not_answer_is_ended_and_no_other_rented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    store, ended, told = Store(tmp_path / "home"), list[str](), Told()
+    session = store.open_session("s", "aliyun", time.time() + 3600, True)
+    store.add_machines(session, [MachineRow("m", "", 22, "u", "", "r", "t", 1, "CNY", time.time(), None)])
+    clouds = clouds_with([offer("aliyun", 1)])
+
+    def unheard(*_: Any) -> None:
+        raise Unreachable("no SSH server has shown itself")
+
+    monkeypatch.setattr(replacing, "end_machines", lambda session, *_: ended.append(session.name))
+    monkeypatch.setattr(replacing, "create", lambda store, *_: store.pick("s"))
+    monkeypatch.setattr(replacing, "prepare", unheard)
+    monkeypatch.setattr(sessions, "missing", lambda _, machines: [] if there else list(machines))
+    with pytest.raises(OrchestrateError) as error, replacing.ended_where_it_fails(store, session, clouds, told):  # type: ignore[arg-type]
+        replacing.elsewhere(store, store.pick("s"), Config(), clouds, told)  # type: ignore[arg-type]
+    assert type(error.value) is (OrchestrateError if there else Elsewhere) and ended == ["s", "s"]

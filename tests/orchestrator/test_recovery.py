@@ -14,7 +14,15 @@ import pytest
 from orchestrator import extension, following, lifecycle, recovery, replacing, sync, visit
 from orchestrator import session as sessions
 from orchestrator.config.fields import Config
-from orchestrator.errors import Locked, MayStillBill, OrchestrateError, TransferIncomplete, Unreachable, UsageError
+from orchestrator.errors import (
+    Locked,
+    MachineGone,
+    MayStillBill,
+    OrchestrateError,
+    TransferIncomplete,
+    Unreachable,
+    UsageError,
+)
 from orchestrator.session import connect
 from orchestrator.store import Job, MachineRow, Session, Store
 from orchestrator.wire import MachineError
@@ -441,7 +449,7 @@ def test_machines_that_are_lost_before_they_are_ready_are_made_anew_once_more(
     """Of those nothing is left either, so that the next try is as good as the first."""
     job = replace(store.add_job(session, "r", "true", [], tmp_path), state="lost")
     monkeypatch.setattr(replacing, "end_machines", lambda *_: None)
-    tries: list[OrchestrateError] = [Unreachable("it does not answer"), OrchestrateError("sold out", "try later")]
+    tries: list[OrchestrateError] = [MachineGone("it has ended", ""), OrchestrateError("sold out", "try later")]
 
     def made(*_: Any) -> Session:
         fails: Any = replacing.ended_where_it_fails(store, session, {"local": None}, Told())  # type: ignore[arg-type, dict-item]
