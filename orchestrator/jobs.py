@@ -391,11 +391,10 @@ def bring_home(
 
 def check_taken(job: Job, pulled: sync.Pulled) -> None:
     """Raises TransferIncomplete where what is named as an output can't be taken at all: nothing of it would be home."""
-    outputs = [os.path.normpath(output).lstrip("/") for output in job.outputs]
     for name in pulled.skipped:
-        if any(f"{output}/".startswith(f"{name}/") for output in outputs):
+        if any(f"{output}/".startswith(f"{name}/") for output in job.outputs):
             raise TransferIncomplete(
-                f"{shown(name)} is a link, or no file, and nothing of it came home; all else did",
+                f"{shown(name)} is a link, is no file, or can't be read, and nothing of it came home; all else did",
                 f"make it a folder there, or a file: `orchestrate ssh`, in ~/.orchestrate/jobs/{job.number:04d}/work; "
                 "then `orchestrate pull`",
             )

@@ -32,6 +32,7 @@ from orchestrator.arrivals import (
     shown,
     sync_all,
 )
+from orchestrator.config.quantities import CAME, OWN_FILES
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable
 from orchestrator.incoming import Incoming, NoRoom, There, otherwise, unfinished, without_room
 from orchestrator.meter import Meter, Tell, TooSlow
@@ -39,8 +40,6 @@ from orchestrator.wire import CHUNK, SMALL, MachineError, Wire, understood
 from orchestrator.worktree import Tree, digest_of, every_file
 
 MAX_FILES = 200_000  # of one pull: more is a mistake or an attack
-CAME = ".orchestrate-came"  # in a results folder while its job runs: what of the machine's files is there
-OWN_FILES = frozenset({"run.json", "log.txt", "manifest.json", "diff.patch", "usage.jsonl", CAME})  # there, too
 SLOW = 50e6  # bytes a second, of a disk that is in no hurry
 MADE = 500  # files a second of a tree, on such a disk
 HELD, STEADY = 3, 10  # times that a small file may be half written until it's waited for; so many in one pull

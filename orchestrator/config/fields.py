@@ -200,6 +200,9 @@ class Config(Fields):
                     f"{target} is an output too, of which nothing would come home: an input is a "
                     "link; give it another path, and have the job copy from there",
                 )
+        for output in self.outputs:
+            if output.split("/")[0] in q.OWN_FILES:
+                raise q.BadItem("outputs", f"{output} would come home where our own file of that name is; rename it")
         return self
 
     @property

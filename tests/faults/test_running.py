@@ -424,7 +424,7 @@ def test_what_an_output_links_to_comes_home_and_where_it_links_to_nothing_the_ma
     shared("run", "--", "sh", "-c", f"{link % 'disk'}; echo here > outputs/w")
     assert (shared.folder / f"results/s/{latest(shared)}/outputs/w").read_text() == "here\n"
     done = shared("run", "--", "sh", "-c", link % "disk/none", code=8)
-    assert "outputs is a link, or no file, and nothing of it came home" in done.err
+    assert "outputs is a link, is no file, or can't be read, and nothing of it came home" in done.err
     shared("pull", code=8)
     (tmp_path / "disk/none").mkdir()
     shared("pull")

@@ -745,3 +745,10 @@ def test_what_comes_home_is_no_input(read):
         with pytest.raises(UsageError, match="of which nothing would come home"):
             read(text)
     read("inputs: {outputs/before: a, out: b}")
+
+
+@pytest.mark.parametrize("output", ["log.txt", "./run.json"])
+def test_what_comes_home_has_no_name_of_ours(read, output):
+    with pytest.raises(UsageError, match="would come home where our own file of that name is"):
+        read(f"outputs: [{output}]")
+    read("outputs: [logs/log.txt, '*.txt']")
