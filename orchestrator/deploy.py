@@ -230,8 +230,11 @@ def bring_port(
     ask_at = 0.0
     machine = numbered(session, node)
     host = connect(session, machine)
-    if local_port is None:  # the same one, of a machine that is this computer, would lead to itself
-        local_port = 0 if host.host == tunnel.HERE else tunnel.free_port(remote_port)
+    is_here = host.host == tunnel.HERE  # then the same port would lead to itself
+    if local_port is None:
+        local_port = 0 if is_here else tunnel.free_port(remote_port)
+    elif is_here and local_port == remote_port:
+        raise UsageError(f"port {remote_port} of {session.name} is this computer's own already", "leave --local out")
     with host, tunnel.forward(host, local_port, remote_port, watcher.say) as here:
         watcher.say(f"port {remote_port} of {session.name} is here: http://127.0.0.1:{here}  (Ctrl-C ends it)")
         while store.is_open(session.id):

@@ -370,6 +370,7 @@ def test_a_port_of_a_machine_that_is_this_computer_does_not_lead_to_itself(cli: 
     free = Answering(echo)
     port = free.port
     free.listener.close()
+    assert "is this computer's own already" in cli("port", str(port), "--local", str(port), code=2).err
     command = Foreground(cli, "port", str(port))
     assert not command.until(r"is here: (http://[\d.:]+)").endswith(f":{port}")
     assert command.interrupt() == 130
