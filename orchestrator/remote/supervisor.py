@@ -398,7 +398,9 @@ class Supervisor:
         if self.job.get("restore"):  # what it had written when another machine was lost
             copy_tree(path("trees", self.job["restore"]), self.work)
             settle(self.work)  # once it is prepared, that is not given to it again
-        os.makedirs(os.path.join(self.work, "outputs"), exist_ok=True)
+        outputs = os.path.join(self.work, "outputs")
+        if not os.path.islink(outputs):  # it has been here before, and where that leads may be empty by now
+            os.makedirs(outputs, exist_ok=True)
         write_json(self.file("prepared"), {"at": time.time()})
 
     def go_on_with_log(self) -> None:

@@ -102,6 +102,17 @@ def starts(machine: Machine, number: int) -> int:
 WORKS = 'echo "starts with $SECRET"; until [ -e outputs/over ]; do sleep 0.05; done; echo over'
 
 
+def test_a_job_whose_output_leads_to_what_a_reboot_has_emptied_begins_again(here: Machine) -> None:
+    link = 'rm -r outputs; mkdir -p "$HOME/ram"; ln -s "$HOME/ram" outputs; echo linked'
+    here.submit(1, f"{link}; sleep 600", run_id="r", attempt="1")
+    here.until_log(1, b"linked", 60)
+    lose(here, 1)
+    (here.home / "ram").rmdir()
+    here.submit(1, link, run_id="r", attempt="2")
+    end = here.wait(1)
+    assert end["state"] == "succeeded", end
+
+
 def test_a_reboots_jobs_begin_again_once_whoever_else_asks(here: Machine) -> None:
     here.submit(1, WORKS, run_id="r", env={"SECRET": "x"}, recover=True, attempt="1")
     here.submit(2, WORKS, env={"SECRET": "x"}, recover=True)
