@@ -387,7 +387,8 @@ class Supervisor:
             try:
                 copy_tree(path("trees", tree), self.work)
             except OSError:  # half of it is of no use, and its space may be needed to say so
-                shutil.rmtree(self.work, ignore_errors=True)
+                if not os.path.exists(self.file("prepared")):  # else the job has written there
+                    shutil.rmtree(self.work, ignore_errors=True)
                 raise
         for name, source in self.job.get("inputs", {}).items():
             link = os.path.join(self.work, name)

@@ -113,6 +113,16 @@ def test_a_job_whose_output_leads_to_what_a_reboot_has_emptied_begins_again(here
     assert end["state"] == "succeeded", end
 
 
+def test_what_a_job_has_written_stays_where_it_cannot_begin_again(here: Machine) -> None:
+    words = {"run_id": "r", "tree": here.put({"a": b"sent"})}
+    here.submit(1, "rm a; mkdir a; echo step 7 > outputs/checkpoint; echo written; sleep 600", attempt="1", **words)
+    here.until_log(1, b"written", 60)
+    lose(here, 1)
+    here.submit(1, "true", attempt="2", **words)
+    assert "could not be started" in here.wait(1)["reason"]
+    assert (here.folder(1) / "work/outputs/checkpoint").read_text() == "step 7\n"
+
+
 def test_a_reboots_jobs_begin_again_once_whoever_else_asks(here: Machine) -> None:
     here.submit(1, WORKS, run_id="r", env={"SECRET": "x"}, recover=True, attempt="1")
     here.submit(2, WORKS, env={"SECRET": "x"}, recover=True)
