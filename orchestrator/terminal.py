@@ -39,10 +39,12 @@ def pump(channel: paramiko.Channel, stdin: IO[str], stdout: IO[str]) -> None:
 
 
 def _feed(channel: paramiko.Channel, stdin: int) -> None:
-    """What comes from here goes to the machine until it ends, or nobody there takes any more, while output is shown."""
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+    """What comes from here goes to the machine until it ends, or can't be read, or nobody there takes any more."""
+    gone = (OSError, EOFError, paramiko.SSHException)
+    with contextlib.suppress(*gone):
         while typed := os.read(stdin, 1 << 15):
             channel.sendall(typed)
+    with contextlib.suppress(*gone):
         channel.shutdown_write()
 
 

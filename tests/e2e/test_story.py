@@ -341,6 +341,9 @@ def test_ssh_runs_a_command_and_exits_as_it_does(cli: Cli, server: str) -> None:
             done = subprocess.run(argv, cwd=cli.folder, env=cli.env(None), stdin=file, capture_output=True, timeout=90)
             assert (done.returncode, len(done.stdout), done.stderr) == (0, took, b"")
             file.seek(0)
+    with cli.write("unread", "").open("a") as file:
+        argv = cli.argv("ssh", "--", "cat")
+        subprocess.run(argv, cwd=cli.folder, env=cli.env(None), stdin=file, check=True, timeout=90)
 
 
 def test_two_commands_on_one_session_at_once(cli: Cli) -> None:
