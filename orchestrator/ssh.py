@@ -228,9 +228,6 @@ class Host:
 
     def more(self, door: str) -> dict[int, paramiko.Channel]:
         """Channels of connections of their own that lead to the agent at that door, by number: those to be had."""
-        for closed in [lane for lane in self._lanes if not lane.is_active()]:
-            with contextlib.suppress(ValueError):  # another thread was faster
-                self._lanes.remove(closed)
         opening = {
             number: ahead(functools.partial(self._lane, door, number), f"lane {number}")
             for number in range(1, self.streams)
@@ -256,6 +253,9 @@ class Host:
     def _open_beside(self) -> paramiko.Channel:
         """A channel of a further connection. Raises Unreachable, Refused, OSError, EOFError, SSHException."""
         transport = self._connect()
+        for closed in [lane for lane in self._lanes if not lane.is_active()]:
+            with contextlib.suppress(ValueError):  # another thread was faster
+                self._lanes.remove(closed)
         self._lanes.append(transport)
         try:
             self._check_not_retired()
@@ -336,7 +336,7 @@ class Host:
                     self._parked.pop().close()
                 time.sleep(pause_s)
             for lane in [lane for lane in self._lanes if lane.is_active()]:
-                with contextlib.suppress(paramiko.ChannelException):
+                with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # it may have broken off
                     return lane.open_session(timeout=CONNECT_TIMEOUT_S)
             return self._open_beside()  # MaxSessions is of one connection, and those of ours are in use
         except (OSError, EOFError, paramiko.SSHException) as error:

@@ -435,3 +435,6 @@ def test_a_server_with_room_for_one_session_serves_one_after_the_other_and_two_o
             for _ in range(3):
                 assert host.run(["echo", "beside an agent at work"]) == "beside an agent at work"
             assert wire.call("jobs") == {} and host.channels is channels and len(host._lanes) == 1
+            host._lanes[0].sock.close()  # a further connection that is gone takes no other with it
+            assert host.run(["echo", "over a third"]) == "over a third"
+            assert wire.call("jobs") == {} and host.channels is channels and len(host._lanes) == 1
