@@ -35,7 +35,10 @@ def pump(channel: paramiko.Channel, stdin: IO[str], stdout: IO[str]) -> None:
     with selectors.DefaultSelector() as ready:
         ready.register(channel, selectors.EVENT_READ)
         while not _drain(channel, stdout):
-            ready.select(timeout=1)
+            if channel.eof_received:  # of output; nothing but its end is waited for
+                channel.status_event.wait(1)
+            else:
+                ready.select(timeout=1)
 
 
 def _feed(channel: paramiko.Channel, stdin: int) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from infra import hosting
 from infra.clouds import local
-from orchestrator import ssh
+from orchestrator import ssh, terminal
 from orchestrator.errors import CommandFailed, Refused, Unreachable, UsageError
 from orchestrator.ssh import Host, generate_key
 from orchestrator.wire import MachineError
@@ -365,6 +365,16 @@ def test_an_exit_code_that_comes_after_the_output_is_waited_for(rig: Rig) -> Non
         assert failed.value.code == 6
         for _ in range(20):
             assert host.run(["true"]) == ""
+
+
+def test_a_command_that_has_closed_its_output_is_waited_for_without_looking_all_the_time(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, drain = list[int](), terminal._drain
+    monkeypatch.setattr(terminal, "_drain", lambda *given: looks.append(1) or drain(*given))
+    with rig.host() as host, open(os.devnull) as stdin, (tmp_path / "out").open("w") as stdout:
+        assert host.shell(["sh", "-c", "exec >&- 2>&-; sleep 1; exit 3"], stdin, stdout) == 3
+    assert len(looks) < 50
 
 
 def test_output_of_any_kind_comes_as_lines(rig: Rig) -> None:
