@@ -337,7 +337,7 @@ def test_a_launch_that_cannot_take_its_machine_down_says_what_goes_on_costing(
 ) -> None:
     script = f"echo on > outputs/it; until [ -e {tmp_path}/go ]; do sleep 0.1; done"
     process = cli.start("launch", "--provider", "local", "-n", "s", "--", "sh", "-c", script)
-    eventually(lambda: list(cli.home.glob("sessions/s/machine/home/.orchestrate/jobs/*/work/outputs/it")))
+    eventually(lambda: list(cli.home.glob("sessions/s/machine/home/.orchestrate/jobs/*/*/outputs/it")))
     shutil.rmtree(cli.home / "locks")
     (cli.home / "locks").write_text("a file")
     (tmp_path / "go").touch()
