@@ -22,7 +22,7 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -376,6 +376,11 @@ def can_be(path: str) -> bool:
 def shown(path: str) -> str:
     """A machine's path for a person's eyes: control characters and escapes made visible."""
     return ascii(path) if not path.isprintable() else path
+
+
+def some(paths: Sequence[str], most: int) -> str:
+    """The first of these paths in words, with dots where there are more."""
+    return ", ".join(map(shown, paths[:most])) + ", ..." * (len(paths) > most)
 
 
 def cannot_take(folder: Path, error: OSError) -> TransferIncomplete:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from infra import provider
 from orchestrator import bucket, jobs, payload, sync
-from orchestrator.arrivals import shown
+from orchestrator.arrivals import some
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete, Unreachable
 from orchestrator.fleet import Fleet, Part
 from orchestrator.session import missing
@@ -45,8 +45,7 @@ def bring_home(fleet: Fleet, store: Store, job: Job, watcher: Watcher) -> sync.P
             one = jobs.bring_home(wire, *parts[node], True, watcher.progress, watcher.say)
             pulled = sync.together(pulled, one, f"node-{node}/" if node else "")
     if pulled.skipped:
-        named = ", ".join(map(shown, pulled.skipped[:5])) + ", ..." * (len(pulled.skipped) > 5)
-        watcher.say(f"job {job.number}: not taken (links, not readable, or ours): {named}")
+        watcher.say(f"job {job.number}: not taken (links, not readable, or ours): {some(pulled.skipped, 5)}")
     return pulled
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.arrivals import RESUMED, Arrivals, Partial, shown
+from orchestrator.arrivals import RESUMED, Arrivals, Partial, shown, some
 from orchestrator.errors import OrchestrateError, Refused, TransferIncomplete
 from orchestrator.meter import Meter, said_size
 from orchestrator.wire import SMALL, understood
@@ -257,7 +257,6 @@ def without_room(folder: Path, sizes: dict[str, int]) -> dict[str, OrchestrateEr
 def unfinished(problems: dict[str, OrchestrateError]) -> OrchestrateError:
     """The error for files that could not be had at the end, by path; one that was refused stands for all."""
     worst = next((one for one in problems.values() if isinstance(one, Refused)), next(iter(problems.values())))
-    named = ", ".join(shown(path) for path in sorted(problems)[:3]) + ", ..." * (len(problems) > 3)
-    these = f"{len(problems)} files did not come home ({named}): " if len(problems) > 1 else ""
+    these = f"{len(problems)} files did not come home ({some(sorted(problems), 3)}): " if len(problems) > 1 else ""
     kind = Refused if isinstance(worst, Refused) else TransferIncomplete
     return kind(f"{these}{worst}; all else is at home", worst.hint)

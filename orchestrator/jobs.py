@@ -75,8 +75,8 @@ class Spec:
     def words(self) -> str:
         """The command for a person's eyes, on one line."""
         text = shlex.join(self.argv) if self.argv is not None else (self.script or "").strip()
-        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # an argument need not be text
-        lines = shown.splitlines()
+        known = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # an argument need not be text
+        lines = known.splitlines()
         return lines[0] + (" ..." if len(lines) > 1 else "") if lines else ""
 
 

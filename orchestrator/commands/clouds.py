@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.commands.flags import Arg, Json, NewName, Opt, Simulate, Yes, providers, with_machine
 from orchestrator.commands.reading import read, session_name, store
-from orchestrator.commands.telling import done, told
+from orchestrator.commands.telling import done, say, told
 from orchestrator.errors import UsageError
 
 SweptClouds = Annotated[
@@ -92,7 +92,7 @@ def sweep(
                 raise UsageError("nothing was removed", "say yes, or --yes; --dry-run only shows")
         except KeyboardInterrupt:  # of what is there the record knows nothing
             watcher.close()
-            print("\ninterrupted; nothing was removed: `orchestrate sweep` begins anew", file=sys.stderr)
+            say("\ninterrupted; nothing was removed: `orchestrate sweep` begins anew")
             raise typer.Exit(130) from None
         if found and not dry_run:
             leftovers.remove(found, simulate, watcher.say)

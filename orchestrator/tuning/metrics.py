@@ -18,12 +18,12 @@ FILES = ("summary.json", "metrics.json", "metrics.jsonl")
 MOST_BYTES = 16 << 20  # of a file that is read
 LOG_BYTES = 1 << 16  # of the log's end
 NUMBER = r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?nan|[+-]?inf(?:inity)?)"
+SAID = rf"(?:^|[\s,;|(])%s\s*[=:]\s*{NUMBER}(?![\w.])"  # in a line of the log, of what is called so
 
 
 def find(results: Path, name: str) -> float | None:
     """The metric of that name, which may be no finite number; None where nothing says it."""
-    files = [path for path in results.rglob("*.json*") if path.name in FILES and path.is_file()]
-    for path in sorted(files, key=lambda path: (len(path.parts), FILES.index(path.name), str(path))):
+    for path in sorted(_files(results), key=lambda path: (len(path.parts), FILES.index(path.name), str(path))):
         text = _end_of(path, MOST_BYTES)
         found = _last(text.splitlines() if path.suffix == ".jsonl" else [text], name)
         if found is not None:
@@ -38,13 +38,18 @@ def find(results: Path, name: str) -> float | None:
 def names(results: Path) -> list[str]:
     """What could have been asked for: the numbers that the results' files and the log's end have."""
     log = _end_of(results / "log.txt", LOG_BYTES)
-    found = {name for name, _ in re.findall(rf"(?:^|[\s,;|(])([A-Za-z]\w*)\s*[=:]\s*{NUMBER}(?![\w.])", log)}
-    for path in (path for path in results.rglob("*.json*") if path.name in FILES and path.is_file()):
+    found = {name for name, _ in re.findall(SAID % r"([A-Za-z]\w*)", log)}
+    for path in _files(results):
         text = _end_of(path, MOST_BYTES)
-        with contextlib.suppress(ValueError, RecursionError, TypeError):  # cut, or not what it is called
+        with contextlib.suppress(ValueError, RecursionError):  # cut, or not what it is called
             last = json.loads(text.splitlines()[-1] if path.suffix == ".jsonl" and text else text)
-            found |= {name for name in last if _last([json.dumps(last)], name) is not None}
+            if isinstance(last, dict):
+                found |= {name for name, value in last.items() if _number(value) is not None}
     return sorted(found)
+
+
+def _files(results: Path) -> list[Path]:
+    return [path for path in results.rglob("*.json*") if path.name in FILES and path.is_file()]
 
 
 def curve(results: Path, name: str) -> dict[int, float]:
@@ -78,7 +83,7 @@ def in_line(line: str, name: str) -> float | None:
 
 @functools.lru_cache
 def _said(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:^|[\s,;|(]){re.escape(name)}\s*[=:]\s*{NUMBER}(?![\w.])", re.IGNORECASE)
+    return re.compile(SAID % re.escape(name), re.IGNORECASE)
 
 
 def _end_of(path: Path, most: int) -> str:
@@ -96,9 +101,16 @@ def _last(texts: Iterable[str], name: str) -> float | None:
     for text in reversed(list(texts)):
         try:
             found = json.loads(text)
-            value = found.get(name) if isinstance(found, dict) else None
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return float(value)
-        except (ValueError, RecursionError, OverflowError):  # cut, or not what it is called
+        except (ValueError, RecursionError):  # cut, or not what it is called
             continue
+        value = _number(found.get(name)) if isinstance(found, dict) else None
+        if value is not None:
+            return value
+    return None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
     return None
